@@ -65,7 +65,7 @@ class VideoShape:
             )
 
     def snapped(self, temporal: int = 4, spatial: int = 16) -> VideoShape:
-        """The least shape that holds this one and divides: temporal*k+1 frames, sides in steps of `spatial`."""
+        """The least shape that holds this one and divides: temporal*k+1 frames, sides `spatial`*j."""
         return VideoShape(
             temporal * math.ceil((self.frames - 1) / temporal) + 1,
             spatial * math.ceil(self.height / spatial),
