@@ -1,0 +1,263 @@
+"""Trains the video VAE on cached world clips and, when given, real clips; exports the averaged weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from worldline.errors import UserError
+from worldline.train.loop import Callback, Hook, Outcome, Task, matmul_peak
+from worldline.train.loop import train as run_task
+from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, plan_dict, torch_rng
+from worldline.train.precompute import ClipsPlan, Slices, cache_clips, held_out, to_pixels
+from worldline.vae.losses import LossWeights, reconstruction_loss
+from worldline.vae.model import VAEConfig, VideoVAE
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class VAEPlan:
+    """Everything about a VAE run. `real`: .npy files of uint8 (N, T, H, W, 3) clips; their last 5 % only validate."""
+
+    name: str = "vae"
+    seed: int = 0
+    config: VAEConfig = field(default_factory=VAEConfig)
+    clips: ClipsPlan = field(default_factory=ClipsPlan)
+    real: tuple[str, ...] = ()
+    real_fraction: float = 0.25  # of the rows of a batch, when `real` is given
+    batch: int = 8  # clips of full length; shorter ones come in more rows, so that every step costs the same
+    lengths: tuple[int, ...] = (17, 17, 17, 9, 1)  # frames, drawn uniformly per step; 1 is an image
+    l1: float = 0.5  # weight of the absolute error once it sets in
+    l1_from: float = 0.2  # share of the run after which L1 joins the squared error (L1 from the start stalls)
+    edge: float = 0.5  # weight of the error of image gradients at three scales
+    kl: float = 1e-6
+    noise: float = 1.0  # share of the posterior's standard deviation that is sampled in training
+    validate_clips: int = 64
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=2e-3, warmup=100, ema=0.999))
+    loop: LoopPlan = field(default_factory=LoopPlan)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pixels float (B, 3, T, H, W) in [-1, 1], the noise of the posterior's sample, and how far the run is (0..1)."""
+
+    pixels: Tensor
+    noise: torch.Generator
+    done: float
+
+
+class RealClips:
+    """Clips of several .npy files as one list; random crops in space and time bring them to the batch's shape."""
+
+    def __init__(self, paths: tuple[str, ...], height: int, width: int) -> None:
+        self.files = [_open_clips(path, height, width) for path in paths]
+        self.sizes = [max(1, int(len(file) * 0.95)) for file in self.files]
+        self.height, self.width = height, width
+
+    def draw(self, rng: np.random.Generator, rows: int, frames: int) -> np.ndarray:
+        """Training rows (rows, frames, height, width, 3); a clip that is too short holds its last frame."""
+        share = np.array(self.sizes) / sum(self.sizes)
+        files = rng.choice(len(self.files), rows, p=share)
+        return np.stack([self._crop(rng, self.files[k][rng.integers(self.sizes[k])], frames) for k in files])
+
+    def validation(self, count: int, frames: int) -> np.ndarray:
+        """Up to `count` clips that training never draws, centre-cropped."""
+        kept = [file[index] for file, size in zip(self.files, self.sizes, strict=True) for index in range(size, len(file))]
+        chosen = [kept[i] for i in np.linspace(0, len(kept) - 1, min(count, len(kept))).astype(int)]
+        return np.stack([self._crop(None, clip, frames) for clip in chosen]) if chosen else np.empty((0,), np.uint8)
+
+    def _crop(self, rng: np.random.Generator | None, clip: np.ndarray, frames: int) -> np.ndarray:
+        starts = []
+        for have, want in zip(clip.shape[:3], (frames, self.height, self.width), strict=True):
+            room = max(0, have - want)
+            starts.append(int(rng.integers(room + 1)) if rng is not None else room // 2)
+        t, y, x = starts
+        piece = np.asarray(clip[t : t + frames, y : y + self.height, x : x + self.width])
+        short = frames - len(piece)
+        return np.concatenate([piece, np.repeat(piece[-1:], short, 0)]) if short else piece
+
+
+def _open_clips(path: str, height: int, width: int) -> np.ndarray:
+    try:
+        clips: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"real: {path} is not a readable .npy file ({error})") from None
+    if clips.ndim != 5 or clips.dtype != np.uint8 or clips.shape[4] != 3 or min(clips.shape[:2]) < 1:
+        raise UserError(f"real: {path} holds {clips.dtype} {clips.shape}; uint8 (N, T, H, W, 3) is needed")
+    if clips.shape[2] < height or clips.shape[3] < width:
+        raise UserError(f"real: {path} holds frames of {clips.shape[3]}x{clips.shape[2]}; at least {width}x{height} needed")
+    return clips
+
+
+def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int) -> Batch:
+    """The batch of a step: rows, lengths and crops all follow from (plan.seed, step)."""
+    rng = numpy_rng(plan.seed, step, "vae-batch")
+    full = plan.clips.frames
+    frames = min(int(rng.choice(plan.lengths)), full)
+    rows = min(plan.batch * 4, max(1, plan.batch * full // frames))
+    real_rows = round(rows * plan.real_fraction) if real is not None else 0
+    world = clips[rng.integers(len(clips), size=rows - real_rows)]
+    start = int(rng.integers(full - frames + 1))
+    arrays = [world[:, start : start + frames]]
+    if real is not None and real_rows:
+        arrays.append(real.draw(rng, real_rows, frames))
+    pixels = to_pixels(np.concatenate(arrays))
+    return Batch(pixels, torch_rng(plan.seed, step, "vae-noise"), step / plan.loop.steps)
+
+
+def vae_loss(plan: VAEPlan, vae: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Reconstruction + KL of a sampled posterior (Kingma & Welling 2014, eq. 7, with a small beta)."""
+    weight = next(vae.parameters())
+    pixels = batch.pixels.to(weight.device, weight.dtype)
+    posterior = vae.encode(pixels)  # type: ignore[operator]
+    noise = torch.randn(posterior.mean.shape, generator=batch.noise).to(weight.device, weight.dtype)
+    latents = posterior.mean + plan.noise * torch.exp(0.5 * posterior.logvar) * noise
+    decoded = vae.decode(latents)  # type: ignore[operator]
+    weights = LossWeights(l1=plan.l1 if batch.done >= plan.l1_from else 0.0, edge=plan.edge, kl=plan.kl)
+    return reconstruction_loss(decoded, pixels, posterior, weights)
+
+
+@torch.no_grad()
+def psnr(vae: nn.Module, clips: np.ndarray, batch: int = 16) -> float:
+    """Mean over clips of the PSNR in dB of the reconstruction from the posterior's mean; clips uint8 (N, T, H, W, 3)."""
+    weight = next(vae.parameters())
+    values = []
+    for start in range(0, len(clips), batch):
+        pixels = to_pixels(clips[start : start + batch])
+        decoded = vae.decode(vae.encode(pixels.to(weight)).mean).float().clamp(-1, 1).cpu()  # type: ignore[operator]
+        error = (decoded - pixels).square().mean((1, 2, 3, 4))
+        values.append(10 * torch.log10(4.0 / error.clamp_min(1e-10)))
+    return float(torch.cat(values).mean())
+
+
+def train(
+    plan: VAEPlan,
+    out: str | Path,
+    resume: bool = False,
+    callbacks: Mapping[str, Callback] | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Trains and exports `out/vae/` (config.json, safetensors). Callbacks "sample" and "score" get (step, vae, folder).
+
+    World clips are rendered once into `out/clips`. Raises UserError for a plan that cannot run.
+    """
+    out = Path(out)
+    plan_check(plan)
+    clips = cache_clips(plan.clips, out / "clips", say)
+    unseen = held_out(plan.clips, plan.validate_clips)
+    worlds = cache_clips(unseen, out / "clips-validation", say)[np.arange(plan.validate_clips)]
+    real = RealClips(plan.real, plan.clips.height, plan.clips.width) if plan.real else None
+    footage = real.validation(plan.validate_clips, plan.clips.frames) if real else np.empty((0,), np.uint8)
+    device = torch.device(plan.device)
+    vae = build(plan, clips, real).to(device)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        values = {"psnr_world": psnr(model, worlds)}
+        if len(footage):
+            values["psnr_real"] = psnr(model, footage)
+        return values
+
+    task = Task(
+        model=vae,
+        batch=lambda step: make_batch(plan, clips, real, step),
+        loss=lambda model, batch: vae_loss(plan, model, batch),
+        samples=plan.batch,
+        dtype=DTYPES[plan.dtype],
+        validate=validate,
+    )
+    outcome = run_task(task, plan, out, resume, hooks_of(plan.loop, callbacks))
+    export(plan, outcome.weights, out / "vae")
+    return outcome
+
+
+def build(plan: VAEPlan, clips: Slices, real: RealClips | None) -> VideoVAE:
+    """The untrained VAE: seeded, its skip path set to the closed-form PCA codec of some training clips."""
+    torch.manual_seed(plan.seed)
+    vae = VideoVAE(plan.config)
+    rng = numpy_rng(plan.seed, 0, "vae-pca")
+    sample = clips[rng.integers(len(clips), size=min(256, len(clips)))]
+    if real is not None:
+        sample = np.concatenate([sample, real.draw(rng, len(sample), plan.clips.frames)])
+    vae.init_from_pca(to_pixels(sample))
+    return vae
+
+
+def hooks_of(limits: LoopPlan, callbacks: Mapping[str, Callback] | None) -> list[Hook]:
+    """The callbacks with their intervals."""
+    every = {"sample": limits.sample_every, "score": limits.score_every}
+    for name in callbacks or {}:
+        if name not in every:
+            raise UserError(f"callbacks: '{name}' is unknown; one of {', '.join(every)}")
+    return [Hook(every[name], call) for name, call in (callbacks or {}).items()]
+
+
+def plan_check(plan: VAEPlan) -> None:
+    """Raises UserError for values that no run can have."""
+    if plan.dtype not in DTYPES:
+        raise UserError(f"dtype: '{plan.dtype}' is unknown; one of {', '.join(DTYPES)}")
+    if plan.batch < 1 or plan.clips.count < 1 or not plan.lengths or min(plan.lengths) < 1:
+        raise UserError("batch, clips.count and lengths must be at least 1")
+    if plan.loop.steps < 1:
+        raise UserError(f"loop.steps: {plan.loop.steps} must be at least 1")
+
+
+def export(plan: VAEPlan, weights: Mapping[str, Tensor], folder: Path) -> Path:
+    """Writes config.json and the averaged weights (fp32) of a VAE as a component folder."""
+    return write_component(folder, plan_dict(plan.config), weights, WEIGHTS)
+
+
+def write_component(folder: Path, config: Mapping[str, object], weights: Mapping[str, Tensor], file: str) -> Path:
+    """Writes one component of a model folder; each file appears by one rename, the config last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{file}.part"
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
+    os.replace(temporary, folder / file)
+    temporary = folder / ".config.json.part"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(temporary, folder / "config.json")
+    return folder
+
+
+def load(folder: str | Path) -> VideoVAE:
+    """A trained VAE (fp32, eval) from a component folder, or from a folder that holds one as `vae/`."""
+    folder = Path(folder)
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"vae: {folder} holds no trained VAE ({error}); run `worldline train vae` first") from None
+    names = VAEConfig.__dataclass_fields__
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in names}
+    vae = VideoVAE(VAEConfig(**values))
+    vae.load_state_dict(weights)
+    return vae.eval().requires_grad_(False)
+
+
+def dry_run(plan: VAEPlan) -> str:
+    """What a run of this plan would do, as text; nothing is rendered or written."""
+    plan_check(plan)
+    vae = VideoVAE(plan.config)
+    size = sum(parameter.numel() for parameter in vae.parameters())
+    disk = plan.clips.count * plan.clips.frames * plan.clips.height * plan.clips.width * 3 / 1e9
+    peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
+    return "\n".join(
+        [
+            f"train vae: {size / 1e6:.2f} M parameters, {plan.loop.steps} steps of {plan.batch} clips",
+            f"caches {plan.clips.count} clips, {disk:.2f} GB; matmul peak here {peak:.0f} GFLOP/s in {plan.dtype}",
+            describe(plan),
+        ]
+    )
