@@ -1,0 +1,1 @@
+"""Causal video autoencoder: pixels to latents and back, streamed."""
