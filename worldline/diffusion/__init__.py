@@ -1,0 +1,1 @@
+"""Noise paths, timesteps, samplers and guidance; this package sees only `denoise(x, t)`."""

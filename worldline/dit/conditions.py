@@ -1,0 +1,115 @@
+"""The one way to condition on video: known latents and a mask over (t, h, w), for training and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldline.dit.patchify import Patch, patchify
+from worldline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """known (C, T, H, W): latents, zero where unknown; mask (1, T, H, W): 1 where known."""
+
+    known: Tensor
+    mask: Tensor
+
+    def tokens(self, patch: Patch) -> tuple[Tensor, Tensor]:
+        """known (n, C*P) and mask (n, P) as the model reads them, P = pt*ph*pw."""
+        return patchify(self.known, patch)[0], patchify(self.mask, patch)[0]
+
+
+def none(shape: Sequence[int]) -> Conditions:
+    """Nothing known. shape: (C, T, H, W)."""
+    channels, t, h, w = shape
+    return Conditions(torch.zeros(channels, t, h, w), torch.zeros(1, t, h, w))
+
+
+def from_mask(latents: Tensor, mask: Tensor) -> Conditions:
+    """The masked part of latents (C, T, H, W) is known; mask (1, T, H, W)."""
+    mask = mask.to(latents.dtype)
+    return Conditions(latents * mask, mask)
+
+
+def known_frames(frames: Mapping[int, Tensor], shape: Sequence[int]) -> Conditions:
+    """Whole latent frames are known.
+
+    Args:
+        frames: index in time (negative counts from the end) -> latents (C, k, H, W) that start there.
+        shape: (C, T, H, W) of the sample.
+
+    Raises:
+        UserError: latents of another size, or outside the sample.
+    """
+    conditions = none(shape)
+    for index, latents in frames.items():
+        start = index if index >= 0 else index + shape[1]
+        stop = start + latents.shape[1]
+        fits = 0 <= start and stop <= shape[1] and latents.shape[0] == shape[0]
+        if not fits or latents.shape[2:] != tuple(shape[2:]):
+            raise UserError(f"known frame {index} {tuple(latents.shape)} does not fit into {tuple(shape)}")
+        conditions.known[:, start:stop] = latents
+        conditions.mask[:, start:stop] = 1
+    return conditions
+
+
+def first_frame(latent: Tensor, frames: int) -> Conditions:
+    """Image to video: the first latent frame (C, 1, H, W) is known, `frames` latent frames in all."""
+    channels, _, h, w = latent.shape
+    return known_frames({0: latent}, (channels, frames, h, w))
+
+
+def random_mask(rng: np.random.Generator, shape: Sequence[int], nothing: float = 0.7) -> Tensor:
+    """A mask (1, T, H, W) as training meets them; `nothing` is the share of samples with nothing known.
+
+    The rest: the first frame (half of them, for image to video), several first frames, the last frame, first
+    and last, every n-th, or all but a box. An image (T = 1) knows either nothing or all but a box.
+    """
+    _, t, h, w = shape
+    mask = torch.zeros(1, t, h, w)
+    if rng.random() < nothing:
+        return mask
+    kind = rng.choice(["first", "several", "last", "ends", "every", "box"], p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
+    if t == 1 or kind == "box":
+        height, width = rng.integers(1, h + 1), rng.integers(1, w + 1)
+        top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
+        mask.fill_(1.0)
+        mask[:, :, top : top + height, left : left + width] = 0
+    elif kind == "first":
+        mask[:, :1] = 1
+    elif kind == "several":
+        mask[:, : rng.integers(1, t)] = 1
+    elif kind == "last":
+        mask[:, -1:] = 1
+    elif kind == "ends":
+        mask[:, :1] = mask[:, -1:] = 1
+        mask[:, 1:-1] = 0
+    else:
+        mask[:, :: rng.integers(2, max(t, 3))] = 1
+    return mask
+
+
+def per_channel(mask: Tensor, width: int) -> Tensor:
+    """Token mask (N, P) repeated over the channels of a token of `width` = C*P values: (N, C*P)."""
+    return mask.repeat(1, width // mask.shape[-1])
+
+
+def place_known(noisy: Tensor, timestep: Tensor, known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What the model sees: known values stand clean among the noisy ones; a token wholly known has timestep 0.
+
+    Args:
+        noisy: (N, D) tokens at `timestep` (N,).
+        known: (N, D) known tokens, zero where unknown.
+        mask: (N, P), 1 = known.
+
+    Returns:
+        tokens (N, D) and timestep (N,).
+    """
+    tokens = torch.where(per_channel(mask, noisy.shape[-1]) > 0, known.to(noisy.dtype), noisy)
+    return tokens, timestep * (mask.amin(-1) < 1)

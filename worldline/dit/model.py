@@ -1,0 +1,265 @@
+"""The diffusion transformer: packed spacetime tokens in, velocity out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldline.errors import UserError
+from worldline.nn.attention import Segments, attention
+from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise
+from worldline.nn.rope import Rope, rope_tables, rotate
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Everything that fixes a DiT's shape.
+
+    Attributes:
+        in_channels: channels of the latents.
+        patch: latent cells of a token along (t, h, w).
+        width, depth, heads: of the transformer; the head dimension is width / heads.
+        text_width: width of the text states.
+        mlp_ratio: hidden width of the MLP / width.
+        mlp_gelu: "none" (exact) or "tanh".
+        rope_axes: channels of a head for (t, h, w); must sum to the head dimension.
+        rope_theta: base of the rotary frequencies.
+        learned_positions: rows of the learned absolute tables for (t, h, w); farther tokens read the last
+            row, and 0 rows leave an axis to the rotary positions alone.
+        gate_init: opening of the residual gates before training.
+    """
+
+    in_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    text_width: int = 256
+    mlp_ratio: float = 4.0
+    mlp_gelu: str = "none"
+    rope_axes: tuple[int, int, int] = (16, 24, 24)
+    rope_theta: float = 100.0
+    learned_positions: tuple[int, int, int] = (32, 32, 32)
+    gate_init: float = 0.3
+
+    def __post_init__(self) -> None:
+        # A config read from JSON brings lists.
+        for name in ("patch", "rope_axes", "learned_positions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.width % self.heads:
+            raise UserError(f"heads={self.heads} does not divide width={self.width}; try {self.width // 64}")
+        if sum(self.rope_axes) != self.head_dim:
+            raise UserError(f"rope_axes={self.rope_axes} must sum to width / heads = {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.width // self.heads
+
+    @property
+    def cells(self) -> int:
+        """P: latent cells of a token."""
+        return math.prod(self.patch)
+
+    @property
+    def token_width(self) -> int:
+        """D: values of a token."""
+        return self.in_channels * self.cells
+
+
+TINY = DiTConfig()
+SMALL = replace(TINY, width=512, depth=12, heads=8)
+BASE = replace(TINY, width=768, depth=12, heads=12, rope_theta=10_000.0)
+XL = replace(TINY, width=1152, depth=28, heads=16, rope_axes=(24, 24, 24), rope_theta=10_000.0)
+PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE, "xl": XL}
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sample's tokens among themselves, with normalised and rotated queries and keys."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.gain = nn.Parameter(torch.empty(2, 1, config.head_dim))  # of queries, of keys
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
+        """x (N, width) -> (N, width)."""
+        qkv = self.qkv(x).view(len(x), 3 * self.heads, self.head_dim)
+        qk, v = qkv.split([2 * self.heads, self.heads], dim=1)
+        gain = self.gain.expand(2, self.heads, self.head_dim).flatten(0, 1)  # (2*heads, head_dim)
+        q, k = rotate(rms_normalise(qk) * gain, rope).chunk(2, dim=1)  # (N, heads, head_dim)
+        return self.out(attention(q, k, v, segments).flatten(1))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Attention of a sample's tokens to its text."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.q = nn.Linear(config.width, config.width)
+        self.kv = nn.Linear(config.width, 2 * config.width)
+        self.gain = nn.Parameter(torch.empty(2, config.head_dim))  # of queries, of keys
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, text: Tensor, segments: Segments, text_segments: Segments) -> Tensor:
+        """x (N, width), text (M, width) -> (N, width)."""
+        q = rms_normalise(self.q(x).view(len(x), self.heads, self.head_dim)) * self.gain[0]
+        k, v = self.kv(text).view(len(text), 2 * self.heads, self.head_dim).chunk(2, dim=1)
+        k = rms_normalise(k) * self.gain[1]
+        return self.out(attention(q, k, v, segments, text_segments).flatten(1))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """adaLN-single block (PixArt-alpha, Chen et al. 2023, sec. 2.3): self-attention, text, MLP."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.cross = CrossAttention(config)
+        self.mlp = MLP(config.width, round(config.width * config.mlp_ratio), config.mlp_gelu)
+        self.table = nn.Parameter(torch.empty(6, 1, config.width))
+
+    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, context: _Context) -> Tensor:
+        """x (N, width), text (M, width), modulation (6, U, width) shared by all blocks -> (N, width)."""
+        rows = context.rows
+        parts = (modulation + self.table).unbind()  # 6 x (U, width)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (rows.gather(part) for part in parts)
+        h = modulate(rms_normalise(x), shift1, scale1)  # (N, width)
+        x = torch.addcmul(x, gate1, self.attention(h, context.rope, context.segments))
+        x = x + self.cross(rms_normalise(x), text, context.segments, context.text_segments)
+        h = modulate(rms_normalise(x), shift2, scale2)
+        return torch.addcmul(x, gate2, self.mlp(h))
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all blocks of one forward pass share."""
+
+    rows: RowIndex
+    rope: Rope
+    segments: Segments
+    text_segments: Segments
+
+
+class DiT(nn.Module):
+    """Diffusion transformer on packed tokens with per-token timesteps (Peebles & Xie 2022)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.embed = nn.Linear(2 * config.token_width + config.cells, width)
+        self.positions = nn.ParameterList(torch.empty(rows, width) for rows in config.learned_positions)
+        self.text = nn.Linear(config.text_width, width)
+        self.time = TimestepEmbedding(width)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, config.token_width)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """All initialisation of the model.
+
+        | parameter                                  | value                                           |
+        | every matrix not named below               | normal, std 1 / sqrt(fan in)                    |
+        | every bias                                 | 0                                               |
+        | cross-attention's output                   | the same times `gate_init`: it has no gate      |
+        | learned positions                          | normal, std 0.02                                |
+        | gains of queries and keys                  | 1                                               |
+        | modulation, final modulation               | 0: every block starts alike for all timesteps   |
+        | block tables: shift, scale, gate           | 0, 1, `gate_init` (open gates learn earlier)    |
+        | head                                       | 0: the first prediction is zero                 |
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
+        for position in self.positions:
+            nn.init.normal_(position, std=0.02)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.cross.out.weight.mul_(self.config.gate_init)
+            nn.init.ones_(block.attention.gain)
+            nn.init.ones_(block.cross.gain)
+            for row, value in enumerate((0.0, 1.0, self.config.gate_init) * 2):
+                nn.init.constant_(block.table[row], value)
+        for linear in (self.modulation, self.final, self.head):
+            nn.init.zeros_(linear.weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        coords: Tensor,
+        cu_seqlens: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        cu_text: Tensor,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the velocity eps - x0 of every token.
+
+        Args:
+            tokens: (N, D) noisy tokens of all samples, D = in_channels * pt*ph*pw.
+            coords: (N, 3) integer (t, h, w).
+            cu_seqlens: (B+1,) cumulative numbers of tokens.
+            timestep: (N,) float32 in [0, 1], 1 = pure noise; wholly known tokens have 0.
+            text: (M, text_width) states of all prompts.
+            cu_text: (B+1,) cumulative numbers of text tokens.
+            known: (N, D) known tokens, zero where unknown; None means nothing is known.
+            mask: (N, P), 1 = known; None means nothing is known.
+
+        Returns:
+            (N, D) in the type of the weights.
+        """
+        x = self._embed(tokens, coords, known, mask)  # (N, width)
+        dtype = x.dtype
+        unique, index = torch.unique(timestep, return_inverse=True)  # (U,), (N,)
+        context = _Context(
+            rows=RowIndex(index, len(unique), dtype),
+            rope=rope_tables(coords, self.config.rope_axes, self.config.rope_theta, dtype),
+            segments=Segments(cu_seqlens),
+            text_segments=Segments(cu_text),
+        )
+        time = F.silu(self.time(unique))  # (U, width)
+        modulation = self.modulation(time).unflatten(-1, (6, -1)).transpose(0, 1)  # (6, U, width)
+        states = rms_normalise(self.text(rms_normalise(text.to(dtype))))  # (M, width)
+        for block in self.blocks:
+            x = block(x, states, modulation, context)
+        shift, scale = self.final(time).chunk(2, dim=-1)  # (U, width)
+        x = modulate(rms_normalise(x), context.rows.gather(shift), context.rows.gather(scale + 1))
+        return self.head(x)  # type: ignore[no-any-return]
+
+    def _embed(self, tokens: Tensor, coords: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Tokens, known latents and mask through one matrix, plus the learned positions: (N, width)."""
+        known = torch.zeros_like(tokens) if known is None else known
+        mask = tokens.new_zeros(len(tokens), self.config.cells) if mask is None else mask
+        dtype = self.embed.weight.dtype
+        x = self.embed(torch.cat([tokens.to(dtype), known.to(dtype), mask.to(dtype)], dim=-1))
+        for axis, table in enumerate(self.positions):
+            if len(table):
+                index = coords[:, axis].clamp(max=len(table) - 1)
+                x = x + RowIndex(index, len(table), dtype).gather(table)
+        return x
+
+    def flops(self, tokens: int, text: int) -> int:
+        """Floating-point operations of the matmuls and attention of one forward pass over one sample.
+
+        tokens, text: the sample's numbers of tokens and text tokens. Training costs three times as much.
+        """
+        c = self.config
+        per_token = 6 * c.width**2 + 2 * round(c.width * c.mlp_ratio) * c.width  # qkv, out, q, out, MLP
+        per_text = 2 * c.width**2
+        scores = 2 * tokens * c.width * (tokens + text)
+        block = per_token * tokens + per_text * text + scores
+        ends = tokens * c.width * (3 * c.token_width + c.cells) + text * c.text_width * c.width
+        return 2 * (c.depth * block + ends)

@@ -1,0 +1,126 @@
+"""Attention over packed samples: the only module that knows which kernel runs where."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Scores of one head above this many entries are left to the fused kernel, which never stores them.
+MAX_STORED_SCORES = 1 << 20
+
+
+class Segments:
+    """Where each sample of a packed sequence begins and ends, read from the device once per forward pass.
+
+    Args:
+        cu_seqlens: (B+1,) cumulative lengths, from 0 to N.
+    """
+
+    def __init__(self, cu_seqlens: Tensor) -> None:
+        self.device = cu_seqlens.device
+        self.bounds: list[int] = cu_seqlens.tolist()
+        self.lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
+        self._padded: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
+
+    @cached_property
+    def common_length(self) -> int | None:
+        """The length of all samples where they agree, else None."""
+        return self.lengths[0] if len(set(self.lengths)) == 1 else None
+
+    def padded_rows(self, samples: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Row numbers (b, longest) of the named samples and what is absent there (b, longest), or None.
+
+        Absent places repeat the sample's last row, so that they hold finite numbers.
+        """
+        if samples not in self._padded:
+            starts = torch.tensor([self.bounds[i] for i in samples], device=self.device)[:, None]
+            lengths = torch.tensor([self.lengths[i] for i in samples], device=self.device)[:, None]
+            place = torch.arange(int(max(self.lengths[i] for i in samples)), device=self.device)[None]
+            absent = place >= lengths if len({self.lengths[i] for i in samples}) > 1 else None
+            self._padded[samples] = (starts + place.minimum(lengths - 1), absent)
+        return self._padded[samples]
+
+
+def as_segments(cu_seqlens: Tensor | Segments) -> Segments:
+    """Segments of cumulative lengths; given Segments, those."""
+    return cu_seqlens if isinstance(cu_seqlens, Segments) else Segments(cu_seqlens)
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor | None = None) -> Tensor:
+    """Attention as the equation stands: softmax(q k^T / sqrt(d)) v, sample by sample (Vaswani et al., eq. 1).
+
+    Shapes as in `attention`. A sample without keys gives zeros.
+    """
+    cu_k = cu_q if cu_k is None else cu_k
+    out = []
+    for i in range(len(cu_q) - 1):
+        queries = q[cu_q[i] : cu_q[i + 1]].transpose(0, 1)  # (heads, n, dim)
+        keys = k[cu_k[i] : cu_k[i + 1]].transpose(0, 1)  # (heads, m, dim)
+        values = v[cu_k[i] : cu_k[i + 1]].transpose(0, 1)  # (heads, m, dim)
+        weights = (queries @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        out.append((weights @ values).transpose(0, 1))
+    return torch.cat(out)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | Segments, cu_k: Tensor | Segments | None = None
+) -> Tensor:
+    """Attention inside each sample of a packed sequence.
+
+    Samples of equal query length run as one batch; keys of unequal length are padded inside it and masked.
+
+    Args:
+        q: (N, heads, dim) queries of all samples.
+        k, v: (M, heads, dim) keys and values of all samples.
+        cu_q: (B+1,) cumulative query lengths, or the `Segments` made from them.
+        cu_k: the same for keys; None means those of the queries.
+
+    Returns:
+        (N, heads, dim). A sample without keys gives zeros.
+    """
+    queries = as_segments(cu_q)
+    keys = queries if cu_k is None else as_segments(cu_k)
+    lq, lk = queries.common_length, keys.common_length
+    if lq and lk:
+        batch = len(queries.lengths)
+        rows_q, rows_k = (batch, lq), (batch, lk)
+        return _dense(q.unflatten(0, rows_q), k.unflatten(0, rows_k), v.unflatten(0, rows_k), None).flatten(
+            0, 1
+        )
+    if lq and min(keys.lengths) > 0:
+        rows, absent = keys.padded_rows(tuple(range(len(keys.lengths))))
+        return _dense(q.unflatten(0, rows.shape[:1] + (lq,)), k[rows], v[rows], absent).flatten(0, 1)
+    return _grouped(q, k, v, queries, keys)
+
+
+def _grouped(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    """Samples grouped by query length, each group one padded batch."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for sample, (n, m) in enumerate(zip(queries.lengths, keys.lengths, strict=True)):
+        if n and m:
+            groups[n].append(sample)
+    out = torch.zeros_like(q)
+    for group in groups.values():
+        rows_q, _ = queries.padded_rows(tuple(group))
+        rows_k, absent = keys.padded_rows(tuple(group))
+        mixed = _dense(q[rows_q], k[rows_k], v[rows_k], absent)  # (b, n, heads, dim)
+        out = out.index_copy(0, rows_q.flatten(), mixed.flatten(0, 1))
+    return out
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Tensor | None) -> Tensor:
+    """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim), absent (b, m) -> (b, n, heads, dim)."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, n, dim)
+    # On a CPU the fused kernel's backward is five times slower than storing short scores.
+    if q.device.type != "cpu" or q.shape[2] * k.shape[2] > MAX_STORED_SCORES:
+        present = None if absent is None else ~absent[:, None, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=present).transpose(1, 2)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (b, heads, n, m)
+    if absent is not None:
+        bias = torch.zeros(absent.shape, dtype=q.dtype).masked_fill_(absent, float("-inf"))
+        scores = scores + bias[:, None, None]
+    return (scores.softmax(-1) @ v).transpose(1, 2)

@@ -1,0 +1,128 @@
+"""Small layers shared by the networks, written for few passes over memory: a CPU pays for every one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+
+class _RMSNormalise(Function):
+    """y = x / sqrt(mean(x^2) + eps) over the last axis, with a hand-written backward.
+
+    `F.rms_norm` is composed of many upcasts on a CPU: 5.4 ms against 0.5 ms for 2560 x 256 bf16, both ways.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        y, scale = ctx.saved_tensors
+        along = (grad * y).sum(-1, keepdim=True) / y.shape[-1]
+        return torch.addcmul(grad, y, along, value=-1).mul_(scale), None
+
+
+def rms_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Divide each row by its root mean square (Zhang & Sennrich 2019, eq. 4, without gain). x: (..., D)."""
+    normalised: Tensor = _RMSNormalise.apply(x, eps)  # type: ignore[no-untyped-call]
+    return normalised
+
+
+class _GatherRows(Function):
+    """rows = table[index]; its backward sums in fp32 through a matmul, where index_add rounds in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, one_hot: Tensor) -> Tensor:
+        ctx.save_for_backward(one_hot)
+        return table.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (one_hot,) = ctx.saved_tensors
+        return one_hot.t() @ grads[0], None, None
+
+
+class RowIndex:
+    """Which row of a small table every token reads; built once per forward pass and shared by all blocks.
+
+    Args:
+        index: (N,) integers in [0, rows).
+        rows: number of rows of the tables this index will read.
+        dtype: type of those tables.
+    """
+
+    # Beyond this many rows the one-hot matmul of the backward costs more than it saves.
+    MAX_ONE_HOT_ROWS = 256
+
+    def __init__(self, index: Tensor, rows: int, dtype: torch.dtype) -> None:
+        self.index = index
+        self.one_hot: Tensor | None = None
+        if rows <= self.MAX_ONE_HOT_ROWS and torch.is_grad_enabled():
+            self.one_hot = torch.zeros(len(index), rows, dtype=dtype, device=index.device)
+            self.one_hot.scatter_(1, index[:, None], 1.0)
+
+    def gather(self, table: Tensor) -> Tensor:
+        """table (rows, D) -> (N, D)."""
+        if self.one_hot is None:
+            return table.index_select(0, self.index)
+        rows: Tensor = _GatherRows.apply(table, self.index, self.one_hot)  # type: ignore[no-untyped-call]
+        return rows
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """shift + x * scale, all (N, D); the caller has added the one to `scale` (DiT, sec. 3.2)."""
+    return torch.addcmul(shift, x, scale)
+
+
+def sinusoids(timestep: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features of a timestep in [0, 1] (Vaswani et al. 2017, sec. 3.5, on 1000 t as in DDPM).
+
+    timestep: (U,) float32.  Returns (U, width) float32: cosines, then sines.
+    """
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = 1000.0 * timestep.float()[:, None] * torch.exp(-math.log(max_period) * exponent)  # (U, half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoids -> two-layer MLP. (U,) float -> (U, width) in the weights' type."""
+
+    def __init__(self, width: int, features: int = 256) -> None:
+        super().__init__()
+        self.features = features
+        self.up = nn.Linear(features, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        features = sinusoids(timestep, self.features).to(self.up.weight.dtype)  # (U, features)
+        return self.down(F.silu(self.up(features)))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Linear -> GELU -> Linear. (N, width) -> (N, width).
+
+    Args:
+        approximate: "none" is the exact GELU, three times faster than "tanh" in bf16 on a CPU; public
+            checkpoints were mostly trained with "tanh".
+    """
+
+    def __init__(self, width: int, hidden: int, approximate: str = "none") -> None:
+        super().__init__()
+        self.approximate = approximate
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]
