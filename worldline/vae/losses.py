@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldline.vae.model import VideoVAE
+from worldline.vae.model import Posterior
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,10 @@ def edge_loss(output: Tensor, target: Tensor, scales: int = 2) -> Tensor:
     return total / scales
 
 
-def vae_loss(
-    vae: VideoVAE, pixels: Tensor, weights: LossWeights = MSE_FIRST, generator: torch.Generator | None = None
+def reconstruction_loss(
+    output: Tensor, pixels: Tensor, posterior: Posterior, weights: LossWeights = MSE_FIRST
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Encode, sample, decode `pixels` (B, 3, T, H, W) in [-1, 1]; return the weighted loss and its detached terms."""
-    posterior = vae.encode(pixels)
-    output = vae.decode(posterior.sample(generator), tuple(pixels.shape[2:]))  # type: ignore[arg-type]
+    """Weighted loss of a reconstruction `output` of `pixels`, both (B, 3, T, H, W), and its detached terms."""
     error = (output - pixels).float()
     terms = {"l2": error.square().mean(), "kl": posterior.kl()}
     loss = weights.l2 * terms["l2"] + weights.kl * terms["kl"]
