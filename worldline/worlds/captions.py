@@ -120,7 +120,7 @@ SKY_WORDS = {"pale": ("pale", "bright"), "dark": ("dark", "night"), "dusk": ("du
 
 
 def caption(scene: Scene, rng: np.random.Generator, style: str = "paraphrase") -> str:
-    """A caption of `scene`: "short" is canonical words only, "paraphrase" draws synonyms and word orders, "dense" adds the setting.
+    """A caption of `scene`: "short" canonical words, "paraphrase" synonyms and word orders, "dense" also the setting.
 
     Raises ValueError for another style.
     """
@@ -194,9 +194,7 @@ def _event(scene: Scene, say: _Words) -> str:
         return f"{nouns} {say.verb(first, several=True)}"
     if scene.event == "hide":
         side = first.motion
-        end = say.word(
-            ("behind a grey screen", "behind a screen and comes out again", "and passes behind a wall")
-        )
+        end = say.word(("behind a grey screen", "behind a screen and comes out again", "and passes behind a wall"))
         move = say.word((f"moves to the {side}", f"goes {side}", f"travels {side}"))
         return f"{say.noun(first)} {move} {end}"
     if scene.event == "collide":
@@ -279,9 +277,7 @@ def vocabulary() -> list[str]:
         for options in table.values():
             for option in options:
                 for forms in (("s", "es", "goes"), ("", "", "go")):
-                    words.update(
-                        option.format(s=forms[0], es=forms[1], go=forms[2]).replace(",", " ").split()
-                    )
+                    words.update(option.format(s=forms[0], es=forms[1], go=forms[2]).replace(",", " ").split())
     for shape_options in SHAPE_WORDS.values():
         words.update(word for option in shape_options for word in _plural(option).split())
     for phrase in COLLIDE_WORDS:
@@ -291,7 +287,7 @@ def vocabulary() -> list[str]:
 
 
 _GLUE = """
-a an and at again at beside between behind by clip comes crashes floor from grey heads hit is it left move moves near next of on out over
-past passes passing rest rests right roll rolls same screen sits sky slide slides stands that the there time to toward travels
-under video wall we where see while camera away goes come go
+a an and at again at beside between behind by clip comes crashes floor from grey heads hit is it left move moves near next of on
+out over past passes passing rest rests right roll rolls same screen sits sky slide slides stands that
+the there time to toward travels under video wall we where see while camera away goes come go
 """

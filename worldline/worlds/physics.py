@@ -1,4 +1,4 @@
-"""How world things move: gravity, restitution and momentum, integrated exactly between contacts; and the camera's path."""
+"""How world things move: gravity, restitution, momentum, exact between contacts; and the camera's path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VOLUME = {"ball": 4.19, "cube": 4.10, "cylinder": 3.6, "cone": 2.1}  # of radiu
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Exact motion: `positions` (T, n, 3) of centres, `yaws` (T, n) in radians, `contacts` (first hit time per thing, s, or inf)."""
+    """Exact motion: `positions` (T, n, 3) of centres, `yaws` (T, n) in radians, `contacts` (n,) first hit in s, or inf."""
 
     positions: np.ndarray
     yaws: np.ndarray
@@ -67,7 +67,7 @@ def simulate(scene: Scene, frames: int, fps: float) -> Trajectory:
 
 
 @njit(cache=True)
-def _integrate(position, velocity, radius, mass, falls, bounce, leap, collide, frames, fps):  # noqa: ANN001, ANN202 (numba)
+def _integrate(position, velocity, radius, mass, falls, bounce, leap, collide, frames, fps):
     n = position.shape[0]
     out = np.empty((frames, n, 3))
     contacts = np.full(n, np.inf)
@@ -104,16 +104,10 @@ def _integrate(position, velocity, radius, mass, falls, bounce, leap, collide, f
                         near = math.sqrt(dx * dx + dz * dz)
                         if near < 0.92 * (radius[i] + radius[j]) and near > 1e-9:
                             ux, uz = dx / near, dz / near
-                            closing = (velocity[i, 0] - velocity[j, 0]) * ux + (
-                                velocity[i, 2] - velocity[j, 2]
-                            ) * uz
+                            closing = (velocity[i, 0] - velocity[j, 0]) * ux + (velocity[i, 2] - velocity[j, 2]) * uz
                             if closing > 0:
                                 impulse = (
-                                    (1 + COLLISION_RESTITUTION)
-                                    * closing
-                                    * mass[i]
-                                    * mass[j]
-                                    / (mass[i] + mass[j])
+                                    (1 + COLLISION_RESTITUTION) * closing * mass[i] * mass[j] / (mass[i] + mass[j])
                                 )
                                 velocity[i, 0] -= impulse * ux / mass[i]
                                 velocity[i, 2] -= impulse * uz / mass[i]

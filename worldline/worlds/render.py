@@ -17,7 +17,7 @@ _BOX = 4  # code of the screen: a box with its own half-sizes
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered scene: `frames` uint8 (T, H, W, 3), `ids` uint8 (T, H, W): 0 background, i + 1 thing i, 255 the screen."""
+    """A rendered scene: `frames` uint8 (T, H, W, 3), `ids` uint8 (T, H, W): 0 background, i + 1 thing i, 255 screen."""
 
     scene: Scene
     frames: np.ndarray
@@ -63,7 +63,7 @@ def _bodies(scene: Scene, path: Trajectory) -> np.ndarray:
 
 
 @njit(cache=True)
-def _hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz):  # noqa: ANN001, ANN202 (numba)
+def _hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz):
     """Slab test in the box's frame; distance and normal, distance inf where missed."""
     near, far, axis, sign = -1e30, 1e30, 0, 1.0
     for a in range(3):
@@ -86,7 +86,7 @@ def _hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz):  # noqa: ANN001, ANN202 (numba
 
 
 @njit(cache=True)
-def _hit_round(code, ox, oy, oz, dx, dy, dz, radius, half):  # noqa: ANN001, ANN202 (numba)
+def _hit_round(code, ox, oy, oz, dx, dy, dz, radius, half):
     """Upright cylinder (code 2) or cone (code 3, tip up) around the origin: quadric side plus flat caps."""
     best, nx, ny, nz = np.inf, 0.0, 1.0, 0.0
     if code == 2:
@@ -121,7 +121,7 @@ def _hit_round(code, ox, oy, oz, dx, dy, dz, radius, half):  # noqa: ANN001, ANN
 
 
 @njit(cache=True)
-def _hit(body, ox, oy, oz, dx, dy, dz):  # noqa: ANN001, ANN202 (numba)
+def _hit(body, ox, oy, oz, dx, dy, dz):
     """Nearest hit of a ray with one body: distance (inf where missed) and unit normal in world axes."""
     px, py, pz = ox - body[1], oy - body[2], oz - body[3]
     reach = body[4] * body[4] + body[5] * body[5] + body[6] * body[6]
@@ -157,7 +157,7 @@ def _hit(body, ox, oy, oz, dx, dy, dz):  # noqa: ANN001, ANN202 (numba)
 
 
 @njit(cache=True)
-def _wave(value, blur):  # noqa: ANN001, ANN202 (numba)
+def _wave(value, blur):
     """A square wave of period two, its edges as wide as one pixel's footprint."""
     phase = value - 2.0 * math.floor(value / 2.0)
     edge = min(phase, abs(phase - 1.0), 2.0 - phase)
@@ -166,7 +166,7 @@ def _wave(value, blur):  # noqa: ANN001, ANN202 (numba)
 
 
 @njit(cache=True)
-def _floor_shade(floor, bodies, light, x, z, distance, pixel):  # noqa: ANN001, ANN202 (numba)
+def _floor_shade(floor, bodies, light, x, z, distance, pixel):
     """Brightness of the floor at (x, z): its pattern times soft shadows and contact occlusion."""
     pattern, shade = int(floor[0]), 1.0
     blur = min(pixel * distance * 1.6, 1.0)
@@ -195,7 +195,7 @@ def _floor_shade(floor, bodies, light, x, z, distance, pixel):  # noqa: ANN001, 
 
 
 @njit(cache=True)
-def _sample(u, v, bodies, camera, floor, sky, light, pixel, rgb):  # noqa: ANN001, ANN202 (numba)
+def _sample(u, v, bodies, camera, floor, sky, light, pixel, rgb):
     """Shade the ray through view point (u, v) into `rgb`; returns the id seen."""
     focal = camera[4, 0]
     dx = camera[3, 0] * focal + camera[1, 0] * u + camera[2, 0] * v
@@ -232,7 +232,7 @@ def _sample(u, v, bodies, camera, floor, sky, light, pixel, rgb):  # noqa: ANN00
 
 
 @njit(cache=True, nogil=True)
-def _render(bodies, cameras, floor, sky, light, out, ids):  # noqa: ANN001, ANN202 (numba)
+def _render(bodies, cameras, floor, sky, light, out, ids):
     frames, height, width = ids.shape
     half = 0.5 * min(height, width)
     flat = np.empty((height, width, 3))
@@ -261,7 +261,7 @@ def _render(bodies, cameras, floor, sky, light, out, ids):  # noqa: ANN001, ANN2
 
 
 @njit(cache=True)
-def _edge(flat, ids, y, x):  # noqa: ANN001, ANN202 (numba)
+def _edge(flat, ids, y, x):
     """True where a neighbour shows another thing or another face: only there one sample is not enough."""
     height, width = ids.shape
     for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):

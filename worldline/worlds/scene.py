@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SHAPES = ("ball", "cube", "cylinder", "cone")
-COLOURS: dict[
-    str, tuple[float, float, float]
-] = {  # sRGB in 0..1, far apart in hue so that a reader can tell them
+COLOURS: dict[str, tuple[float, float, float]] = {  # sRGB in 0..1, far apart in hue so that a reader can tell them
     "red": (0.86, 0.12, 0.11),
     "orange": (0.97, 0.52, 0.06),
     "yellow": (0.96, 0.86, 0.12),
@@ -73,7 +71,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole clip's ground truth. `things[0]` acts; `event` relates things; the camera moves only over resting things."""
+    """A clip's ground truth. `things[0]` acts; `event` relates things; the camera moves only over resting things."""
 
     things: tuple[Thing, ...]
     event: str = ""
@@ -111,7 +109,7 @@ def is_heldout(scene: Scene) -> bool:
 
 
 def sample_scene(rng: np.random.Generator, split: str = "train", kind: str | None = None) -> Scene:
-    """Draw a scene. `split`: "train" (never a held-out composition), "heldout" (always one), "any"; `kind`: see `KINDS`.
+    """Draw a scene. `split`: "train" (no held-out composition), "heldout" (always one) or "any"; `kind`: of `KINDS`.
 
     Rejection never gives up, so the split is strict. Raises ValueError for an unknown split or kind.
     """
@@ -132,14 +130,10 @@ def _pick(rng: np.random.Generator, options) -> str:
 
 
 def _thing(rng: np.random.Generator, motion: str, taken: tuple[str, ...] = (), **where: float) -> Thing:
-    shape = (
-        "cube" if motion == "spin" else _pick(rng, SHAPES)
-    )  # the other shapes look the same from every side
+    shape = "cube" if motion == "spin" else _pick(rng, SHAPES)  # the other shapes look the same from every side
     colour = _pick(rng, [name for name in COLOURS if name not in taken])
     speed = _pick(rng, SPEEDS) if motion in TRAVELS else ""
-    return Thing(
-        shape, colour, _pick(rng, SIZES), motion, speed, yaw=float(rng.uniform(0, math.pi / 2)), **where
-    )
+    return Thing(shape, colour, _pick(rng, SIZES), motion, speed, yaw=float(rng.uniform(0, math.pi / 2)), **where)
 
 
 def _setting(rng: np.random.Generator, moving_camera: bool = False) -> dict:
@@ -147,9 +141,7 @@ def _setting(rng: np.random.Generator, moving_camera: bool = False) -> dict:
     # A plain floor hides camera motion, so a moving camera always gets a pattern.
     floor = _pick(rng, FLOORS[1:] if moving_camera else FLOORS)
     light = float(rng.uniform(0.25, 2.9))
-    return dict(
-        camera=camera, floor=floor, floor_colour=_pick(rng, FLOOR_COLOURS), sky=_pick(rng, SKIES), light=light
-    )
+    return dict(camera=camera, floor=floor, floor_colour=_pick(rng, FLOOR_COLOURS), sky=_pick(rng, SKIES), light=light)
 
 
 def _place(rng: np.random.Generator, thing: Thing) -> Thing:
@@ -197,9 +189,7 @@ def _pair(rng: np.random.Generator) -> Scene:
     second = _place(rng, _thing(rng, second_motion, (first.colour,)))
     side = int(rng.choice((-1, 1)))
     if first.motion in ("left", "right"):
-        second = dataclasses.replace(
-            second, x=second.x + float(rng.uniform(-0.8, 0.8)), z=first.z - side * 1.3
-        )
+        second = dataclasses.replace(second, x=second.x + float(rng.uniform(-0.8, 0.8)), z=first.z - side * 1.3)
     else:
         first = dataclasses.replace(first, x=first.x * 0.4 - side * 0.8)
         second = dataclasses.replace(second, x=second.x * 0.4 + side * 0.8)
@@ -272,9 +262,7 @@ def _clear(scene: Scene) -> bool:
 
     path = simulate(scene, frames=5, fps=4.0).positions  # (5, n, 3): a second, sparsely
     for step, duration in ((0, 0.0), (2, 0.5), (4, 1.0)):
-        spots = project(
-            camera_at(scene.camera, duration), path[step], [thing.radius for thing in scene.things]
-        )
+        spots = project(camera_at(scene.camera, duration), path[step], [thing.radius for thing in scene.things])
         for i, (u, v, radius) in enumerate(spots):
             limit = 1.05 if step != 2 else 0.95
             if abs(u) + 0.5 * radius > limit or abs(v) + 0.6 * radius > 1.0:
