@@ -155,10 +155,7 @@ class _Words:
     def noun(self, thing: Thing, article: str = "a") -> str:
         colour, shape = self.word(COLOUR_WORDS[thing.colour]), self.word(SHAPE_WORDS[thing.shape])
         size = self.word(SIZE_WORDS[thing.size]) if self.sizes or self.chance(0.35) else ""
-        if self.chance(0.05):
-            text = f"{size} {shape} that is {colour}"
-        else:
-            text = f"{size} {colour} {shape}"
+        text = f"{size} {shape} that is {colour}" if self.chance(0.05) else f"{size} {colour} {shape}"
         return self.article(text.strip(), article)
 
     def article(self, text: str, article: str = "a") -> str:
@@ -287,7 +284,7 @@ def vocabulary() -> list[str]:
 
 
 _GLUE = """
-a an and at again at beside between behind by clip comes crashes floor from grey heads hit is it left move moves near next of on
-out over past passes passing rest rests right roll rolls same screen sits sky slide slides stands that
+a an and at again at beside between behind by clip comes crashes floor from grey heads hit is it left move moves near next
+of on out over past passes passing rest rests right roll rolls same screen sits sky slide slides stands that
 the there time to toward travels under video wall we where see while camera away goes come go
 """

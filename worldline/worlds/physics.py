@@ -24,7 +24,7 @@ _VOLUME = {"ball": 4.19, "cube": 4.10, "cylinder": 3.6, "cone": 2.1}  # of radiu
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Exact motion: `positions` (T, n, 3) of centres, `yaws` (T, n) in radians, `contacts` (n,) first hit in s, or inf."""
+    """Motion: `positions` (T, n, 3) of centres, `yaws` (T, n) in radians, `contacts` (n,) first hits in s or inf."""
 
     positions: np.ndarray
     yaws: np.ndarray
@@ -71,7 +71,7 @@ def _integrate(position, velocity, radius, mass, falls, bounce, leap, collide, f
     n = position.shape[0]
     out = np.empty((frames, n, 3))
     contacts = np.full(n, np.inf)
-    substeps = max(1, int(round(SUBSTEPS_PER_SECOND / fps)))
+    substeps = max(1, round(SUBSTEPS_PER_SECOND / fps))
     dt = 1.0 / (fps * substeps)
     for i in range(n):
         velocity[i, 1] += leap[i]

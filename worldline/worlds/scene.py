@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +126,7 @@ def sample_scene(rng: np.random.Generator, split: str = "train", kind: str | Non
         return scene
 
 
-def _pick(rng: np.random.Generator, options) -> str:
+def _pick(rng: np.random.Generator, options: Iterable[str]) -> str:
     return str(rng.choice(list(options)))
 
 
