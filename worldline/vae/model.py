@@ -1,12 +1,12 @@
-"""The causal video autoencoder: pixels to Gaussian latents, 4x shorter in time and 8x smaller in each side, and back.
+"""The causal video autoencoder: pixels to Gaussian latents, 4x shorter in time and 8x smaller per side, and back.
 
-Layout. Four frames form one *group*; the first frame is repeated three times in front, so that an image (one frame) is
-one whole group and every latent frame covers exactly one group. A group is folded into channels and the network is
-(2+1)-D: 3x3 convolutions inside a group, and a causal two-tap mix with the group before. That tap is the only thing that
-sees time, so its last input is the whole state of a stream (`History`), and one-shot coding is a stream of one chunk.
+Four frames form one *group*; the first frame is repeated three times in front, so that an image (one frame) is one
+whole group and every latent frame covers exactly one group. A group is folded into channels and the network is
+(2+1)-D: 3x3 convolutions inside a group and a causal two-tap mix with the group before. That tap is the only thing
+that sees time, so its last input is the whole state of a stream (`History`); one-shot coding is a stream of one chunk.
 
-A linear 4x8x8 patch code (PCA, `init_from_pca`) runs beside the network, whose heads start at zero: before the first step
-the model already is the best linear codec of its data.
+A linear 4x8x8 patch code (PCA, `init_from_pca`) runs beside the network, whose heads start at zero: before its first
+step the model already is the best linear codec of its data.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Posterior:
         return self.mean
 
     def kl(self) -> Tensor:
-        """KL(q(z|x) || N(0, 1)) in nats, averaged over elements (Kingma & Welling 2013, appendix B), in fp32."""
+        """KL(q(z|x) || N(0, 1)) in nats, mean per element, in fp32 (Kingma & Welling 2013, appendix B)."""
         mean, logvar = self.mean.float(), self.logvar.float()
         return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
 
@@ -80,10 +80,13 @@ class History:
         self._last: dict[nn.Module, Tensor] = {}
 
     def swap(self, owner: nn.Module, current: Tensor) -> Tensor:
-        """Store the last group of `current` (B, T, H, W, C); return the one stored before (B, 1, H, W, C), zeros at first."""
+        """Store the last group of `current` (B, T, H, W, C); return the one stored before it (B, 1, H, W, C).
+
+        Zeros stand before the first group.
+        """
         past = self._last.get(owner)
         last = current[:, -1:]
-        self._last[owner] = last if torch.is_grad_enabled() else last.clone()  # a view would keep the whole chunk alive
+        self._last[owner] = last if torch.is_grad_enabled() else last.clone()  # a view keeps the whole chunk alive
         return torch.zeros_like(last) if past is None else past
 
 
@@ -103,7 +106,7 @@ class TemporalMix(nn.Module):
 class Block(nn.Module):
     """Residual block: channel norm, 3x3 convolution inside the group, SiLU, causal mix.
 
-    The norm is per position over channels: a norm over space or time would make a chunk differ from the whole.
+    The norm is per position over channels: one over time would make a chunk differ from the whole.
     """
 
     def __init__(self, width: int) -> None:
@@ -179,7 +182,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, T, H/8, W/8, latent_channels) -> pixels (B, 3, 4T, H, W); most of the work is at H/4, the last at H/2."""
+    """Latents (B, T, H/8, W/8, latent_channels) -> pixels (B, 3, 4T, H, W); works mostly at H/4, refines at H/2."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -212,8 +215,9 @@ class Decoder(nn.Module):
 class VideoVAE(nn.Module):
     """Causal video autoencoder with a diagonal Gaussian latent; see the module's docstring for its layout.
 
-    Pixels are (B, 3, T, H, W) in [-1, 1] of any length and size; latents (B, C, T', H', W') with T' = ceil((T-1)/4) + 1,
-    H' = ceil(H/8), W' = ceil(W/8). What does not divide is padded by repeating the edge; `decode(..., size)` crops it off.
+    Pixels are (B, 3, T, H, W) in [-1, 1] of any length and size; latents (B, C, T', H', W') with
+    T' = ceil((T-1)/4) + 1, H' = ceil(H/8), W' = ceil(W/8). What does not divide is padded by repeating the edge;
+    `decode(..., size)` crops it off.
     """
 
     def __init__(self, config: VAEConfig = TINY) -> None:
@@ -259,15 +263,16 @@ class VideoVAE(nn.Module):
 
     @torch.no_grad()
     def init_from_pca(self, clips: Tensor) -> float:
-        """Set the linear path to the principal components of `clips` (B, 3, T, H, W) in [-1, 1]; return its PSNR in dB.
+        """Set the linear path to the principal components of `clips` (B, 3, T, H, W) in [-1, 1]; return its PSNR, dB.
 
-        Latent channels get unit variance, in falling order of the variance they explain. The posterior's noise starts
-        equal in *pixels* for every channel (reverse water-filling, Cover & Thomas 2006, section 10.3.3): 2 % of the
-        weakest channel's variance.
+        Latent channels get unit variance, in falling order of the variance they explain. The posterior's noise
+        starts equal in *pixels* for every channel (reverse water-filling, Cover & Thomas 2006, section 10.3.3):
+        2 % of the weakest channel's variance.
         """
         channels = self.config.latent_channels
         x = self._lead(self._padded(clips.float()))
-        patches = space_to_depth(fold(x, self.config.temporal, self.config.spatial // 2), 2).flatten(0, 3)  # (N, 768)
+        x = fold(x, self.config.temporal, self.config.spatial // 2)
+        patches = space_to_depth(x, 2).flatten(0, 3)  # (N, 768)
         mean = patches.mean(dim=0)
         centred = (patches - mean).double()
         variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
@@ -288,12 +293,12 @@ class VideoVAE(nn.Module):
         return self.encode_chunk(self._padded(x), History())
 
     def decode(self, z: Tensor, size: tuple[int, int, int] | None = None) -> Tensor:
-        """Latents (B, C, T', H', W') -> pixels (B, 3, 4(T'-1)+1, 8H', 8W'), cropped to `size` = (T, H, W) if given."""
+        """Latents (B, C, T', H', W') -> pixels (B, 3, 4(T'-1)+1, 8H', 8W'), cropped to `size` (T, H, W) if given."""
         x = self.decode_chunk(z, History())
         return x if size is None else x[:, :, : size[0], : size[1], : size[2]]
 
     def encode_chunk(self, x: Tensor, history: History) -> Posterior:
-        """The next frames of a stream: 4k+1 of them in its first chunk, 4k in every later one; sizes divide by 8."""
+        """The next frames of a stream: 4k+1 in its first chunk, 4k in every later one; sizes divide by 8."""
         if not history.started:
             x = self._lead(x)
             history.started = True
