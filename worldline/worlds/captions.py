@@ -284,7 +284,7 @@ def vocabulary() -> list[str]:
 
 
 _GLUE = """
-a an and at again at beside between behind by clip comes crashes floor from grey heads hit is it left move moves near next
-of on out over past passes passing rest rests right roll rolls same screen sits sky slide slides stands that
+a an and at again at beside between behind by clip comes crashes floor from grey heads hit is it left move moves near
+next of on out over past passes passing rest rests right roll rolls same screen sits sky slide slides stands that
 the there time to toward travels under video wall we where see while camera away goes come go
 """
