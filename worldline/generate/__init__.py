@@ -1,0 +1,1 @@
+"""From a prompt to a video: request.py says what is asked for, pipeline.py makes it."""

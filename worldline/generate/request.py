@@ -1,0 +1,200 @@
+"""What a user asks for, validated whole before torch is imported or a model is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from worldline.errors import UserError
+from worldline.shapes import MAX_SIDE, TokenShape, VideoShape, frames_for, parse_size
+
+MIN_SIDE = 16  # pixels: one token's patch; a smaller picture would be padding only
+MAX_PROMPT = 4000  # characters
+MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
+MAX_STEPS = 1000
+MAX_VIDEOS = 1000
+MAX_TOKENS = 2**17  # of one video: 1024x1024 for 7.9 s at 16 fps; attention beyond it is out of reach here
+SUFFIXES = (".mp4", ".gif", ".webp", ".png")
+TRAINED = VideoShape(17, 64, 64)  # what the shipped model saw; a model folder's defaults override it
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `generate`, every field valid: raises UserError with one line otherwise.
+
+    Units: width and height in pixels, fps in frames per second. Video i is drawn from `seed + i`.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 64
+    height: int = 64
+    frames: int = 17
+    fps: Fraction = Fraction(16)
+    steps: int = 20
+    guidance_scale: float = 5.0
+    seed: int = 0
+    num_videos: int = 1
+
+    def __post_init__(self) -> None:
+        check_text("PROMPT", self.prompt)
+        if not self.prompt.strip():
+            raise UserError('PROMPT is empty: say what the video shows, for example "a red ball rolls to the right"')
+        check_text("--negative-prompt", self.negative_prompt)
+        check_size(self.width, self.height)
+        check_range("--frames", self.frames, 1, 1_000_000, whole=True)
+        check_range("--steps", self.steps, 1, MAX_STEPS, whole=True)
+        check_range("--guidance-scale", self.guidance_scale, 0, 100)
+        check_range("--num-videos", self.num_videos, 1, MAX_VIDEOS, whole=True)
+        check_range("--seed", self.seed, 0, MAX_SEED - self.num_videos + 1, whole=True)
+        check_range("--fps", float(self.fps), Fraction(1, 10), 240)
+        if self.tokens.count > MAX_TOKENS:
+            most = self._most_frames()
+            raise UserError(
+                f"--seconds {self.frames / float(self.fps):g} ({self.frames} frames) at {self.width}x{self.height} "
+                f"is too long; the nearest valid value is {math.floor(100 * (most - 1) / self.fps) / 100:g} "
+                f"({most} frames)"
+                if most
+                else f"--size {self.width}x{self.height} is too large for one video; "
+                f"the nearest valid value is {_fitting(self.width, self.height)}"
+            )
+
+    @property
+    def shape(self) -> VideoShape:
+        """What comes out, in pixels."""
+        return VideoShape(self.frames, self.height, self.width)
+
+    @property
+    def padded(self) -> VideoShape:
+        """What is drawn before the crop: 4k+1 frames, sides in multiples of 16."""
+        return self.shape.snapped(temporal=4, spatial=16)
+
+    @property
+    def tokens(self) -> TokenShape:
+        return self.padded.latent().tokens()
+
+    def notes(self, trained: VideoShape = TRAINED) -> list[str]:
+        """One line about each way in which the request lies far from what the model was trained on."""
+        lines = []
+        area = self.width * self.height / (trained.width * trained.height)
+        if not 0.5 <= area <= 2 or not 0.5 <= self.width / self.height * trained.height / trained.width <= 2:
+            lines.append(
+                f"the model was trained on {trained.width}x{trained.height}; "
+                f"expect weaker results at {self.width}x{self.height}"
+            )
+        if self.frames != 1 and not 0.5 <= self.frames / trained.frames <= 1.5:
+            lines.append(f"the model was trained on {trained.frames} frames; expect weaker results at {self.frames}")
+        if self.padded != self.shape:
+            lines.append(
+                f"drawn at {self.padded.width}x{self.padded.height}, {self.padded.frames} frames, and cropped"
+            )
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable fields."""
+        return {**asdict(self), "fps": float(self.fps)}
+
+    def _most_frames(self) -> int:
+        per_latent = self.tokens.h * self.tokens.w
+        return max(0, 4 * (MAX_TOKENS // per_latent - 1) + 1)
+
+
+def _fitting(width: int, height: int) -> str:
+    shrink = math.sqrt(256 * MAX_TOKENS / (width * height))
+    return f"{int(width * shrink) // 16 * 16}x{int(height * shrink) // 16 * 16}"
+
+
+def check_text(argument: str, text: str) -> None:
+    """Raise UserError for a text that is too long or holds what no prompt can."""
+    if "\0" in text:
+        raise UserError(f"{argument} holds a NUL byte; remove it")
+    if len(text) > MAX_PROMPT:
+        raise UserError(f"{argument} has {len(text)} characters; at most {MAX_PROMPT} are valid")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{argument} is not valid UTF-8 text; retype it") from None
+
+
+def check_range(
+    argument: str, value: float, low: float | Fraction, high: float | Fraction, whole: bool = False
+) -> None:
+    """Raise UserError unless low <= value <= high (and a whole number where asked), naming the nearest valid value."""
+    if not math.isfinite(value):
+        raise UserError(f"{argument} {value}: not a finite number; the nearest valid values are {low} to {high}")
+    if whole and value != int(value):
+        raise UserError(f"{argument} {value}: not a whole number; the nearest valid value is {round(value)}")
+    nearest = min(max(value, float(low)), float(high)) if not whole else min(max(int(value), int(low)), int(high))
+    if nearest != value:
+        shown = nearest if whole else f"{nearest:g}"
+        raise UserError(f"{argument} {value}: out of range; the nearest valid value is {shown}")
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise UserError unless both sides are MIN_SIDE to MAX_SIDE pixels."""
+    nearest = tuple(min(max(side, MIN_SIDE), MAX_SIDE) for side in (width, height))
+    if nearest != (width, height):
+        raise UserError(
+            f"--size {width}x{height}: sides are {MIN_SIDE} to {MAX_SIDE} pixels; "
+            f"the nearest valid size is {nearest[0]}x{nearest[1]}"
+        )
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """"WIDTHxHEIGHT" as (width, height), both MIN_SIDE to MAX_SIDE; a lone number N means NxN."""
+    try:
+        side = int(text)
+    except ValueError:
+        width, height = parse_size(text)
+    else:
+        width = height = side
+    check_size(width, height)
+    return width, height
+
+
+def read_fps(text: str | float) -> Fraction:
+    """A rate such as "16", "23.976" or "30000/1001"; raises UserError."""
+    try:
+        fps = Fraction(text).limit_denominator(100_000)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise UserError(f"--fps {str(text)[:40]!r}: not a rate; expected 0.1 to 240, for example 16") from None
+    check_range("--fps", float(fps), Fraction(1, 10), 240)
+    return fps
+
+
+def frames_of(seconds: float | None, frames: int | None, fps: Fraction, default: int) -> int:
+    """Frames asked for, as a length in seconds or as a count; both is an error, neither means `default`."""
+    if seconds is not None and frames is not None:
+        raise UserError("--seconds and --frames both say how long; give one of them")
+    if frames is not None:
+        return frames
+    if seconds is None:
+        return default
+    if seconds <= 0:
+        raise UserError(
+            f"--seconds {seconds:g}: a video lasts; the nearest valid value is {1 / float(fps):g} (a picture: --frames 1)"
+        )
+    return frames_for(seconds, float(fps))
+
+
+def check_output(path: str | Path, overwrite: bool, frames: int = 2, count: int = 1) -> Path:
+    """The output path, once nothing stands in the way of writing it; raises UserError before any work is done."""
+    from worldline.media.write import check_writable
+
+    out = Path(path)
+    if out.suffix.lower() == ".png" and frames != 1:
+        raise UserError(f"output: {out} holds one picture only; add --frames 1, or use {out.stem}.mp4")
+    for file in numbered(out, count):
+        check_writable(file, overwrite, SUFFIXES)
+    return out
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """`out.mp4` for one video; `out-0.mp4`, `out-1.mp4` ... for several."""
+    if count == 1:
+        return [path]
+    digits = len(str(count - 1))
+    return [path.with_name(f"{path.stem}-{i:0{digits}d}{path.suffix}") for i in range(count)]
