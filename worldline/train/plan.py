@@ -60,9 +60,9 @@ def seed_of(seed: int, step: int, use: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def torch_rng(seed: int, step: int, use: str) -> torch.Generator:
-    """CPU generator for one use in one step."""
-    return torch.Generator().manual_seed(seed_of(seed, step, use))
+def torch_rng(seed: int, step: int, use: str, device: str = "cpu") -> torch.Generator:
+    """PyTorch generator for one use in one step."""
+    return torch.Generator(device).manual_seed(seed_of(seed, step, use))
 
 
 def numpy_rng(seed: int, step: int, use: str) -> np.random.Generator:

@@ -18,7 +18,8 @@ from worldline.train.loop import Callback, Hook, Outcome, Task, matmul_peak
 from worldline.train.loop import train as run_task
 from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan, Slices, cache_clips, held_out, to_pixels
-from worldline.vae.losses import LossWeights, reconstruction_loss
+from worldline.vae.losses import LossWeights
+from worldline.vae.losses import vae_loss as weighted_loss
 from worldline.vae.model import VAEConfig, VideoVAE
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -37,11 +38,10 @@ class VAEPlan:
     real_fraction: float = 0.25  # of the rows of a batch, when `real` is given
     batch: int = 8  # clips of full length; shorter ones come in more rows, so that every step costs the same
     lengths: tuple[int, ...] = (17, 17, 17, 9, 1)  # frames, drawn uniformly per step; 1 is an image
-    l1: float = 0.5  # weight of the absolute error once it sets in
-    l1_from: float = 0.2  # share of the run after which L1 joins the squared error (L1 from the start stalls)
-    edge: float = 0.5  # weight of the error of image gradients at three scales
+    sharpen_from: float = 0.3  # share of the run after which l1 and edge join the squared error (L1 first stalls)
+    l1: float = 0.05
+    edge: float = 0.5
     kl: float = 1e-6
-    noise: float = 1.0  # share of the posterior's standard deviation that is sampled in training
     validate_clips: int = 64
     dtype: str = "bfloat16"
     device: str = "cpu"
@@ -114,19 +114,15 @@ def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int) 
     if real is not None and real_rows:
         arrays.append(real.draw(rng, real_rows, frames))
     pixels = to_pixels(np.concatenate(arrays))
-    return Batch(pixels, torch_rng(plan.seed, step, "vae-noise"), step / plan.loop.steps)
+    return Batch(pixels, torch_rng(plan.seed, step, "vae-noise", plan.device), step / plan.loop.steps)
 
 
-def vae_loss(plan: VAEPlan, vae: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction + KL of a sampled posterior (Kingma & Welling 2014, eq. 7, with a small beta)."""
+def vae_loss(plan: VAEPlan, vae: VideoVAE, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss of `vae.losses`, squared error alone at first, L1 and edges from `plan.sharpen_from` on."""
     weight = next(vae.parameters())
-    pixels = batch.pixels.to(weight.device, weight.dtype)
-    posterior = vae.encode(pixels)  # type: ignore[operator]
-    noise = torch.randn(posterior.mean.shape, generator=batch.noise).to(weight.device, weight.dtype)
-    latents = posterior.mean + plan.noise * torch.exp(0.5 * posterior.logvar) * noise
-    decoded = vae.decode(latents)  # type: ignore[operator]
-    weights = LossWeights(l1=plan.l1 if batch.done >= plan.l1_from else 0.0, edge=plan.edge, kl=plan.kl)
-    return reconstruction_loss(decoded, pixels, posterior, weights)
+    sharpen = batch.done >= plan.sharpen_from
+    weights = LossWeights(l1=plan.l1 if sharpen else 0.0, edge=plan.edge if sharpen else 0.0, kl=plan.kl)
+    return weighted_loss(vae, batch.pixels.to(weight.device, weight.dtype), weights, batch.noise)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Recipes: one module each, whose functions `vae` and `dit` return the plans that `worldline train` runs."""
