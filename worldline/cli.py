@@ -1,4 +1,7 @@
-"""The command `worldline <verb>`: each verb parses, calls one function and prints. No verb's imports load before it runs."""
+"""The command `worldline <verb>`: each verb parses, calls one function and prints.
+
+A verb's imports load when it runs, so that `worldline --help` stays fast.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted."""
+    """Run one command line. Returns the exit code: 0 done, 2 a mistake of the user (one line on stderr), 130 Ctrl-C."""
     parser = build_parser()
     try:
         args, rest = parser.parse_known_args(normalised(sys.argv[1:] if argv is None else argv))
@@ -130,6 +133,15 @@ def note(line: str) -> None:
 
 
 @contextmanager
+def named(argument: str) -> Iterator[None]:
+    """Puts the name of the argument before the message of a UserError that knows only a file or a value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{argument} {error}") from None
+
+
+@contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with the time left on stderr, as a callback (done, total)."""
     from tqdm import tqdm
@@ -174,8 +186,8 @@ def _request(args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
     width, height = read_size(size)
     fps = read_fps(args.fps if args.fps is not None else defaults.get("fps", Request.fps))
     frames = frames_of(args.seconds, args.frames, fps, defaults.get("frames", Request.frames))
-    chosen = {name: getattr(args, name) for name in ("steps", "guidance_scale") if getattr(args, name) is not None}
-    fallback = {name: defaults[name] for name in ("steps", "guidance_scale") if name in defaults}
+    steps = defaults.get("steps", Request.steps) if args.steps is None else args.steps
+    scale = args.guidance_scale
     return Request(
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
@@ -185,7 +197,8 @@ def _request(args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
         fps=fps,
         seed=args.seed,
         num_videos=args.num_videos,
-        **{**fallback, **chosen},
+        steps=steps,
+        guidance_scale=defaults.get("guidance_scale", Request.guidance_scale) if scale is None else scale,
     )
 
 
@@ -225,8 +238,14 @@ def run_generate(args: argparse.Namespace) -> None:
     data = {**result.metadata, "output": [str(file) for file in files], "sheet": sheet and str(sheet)}
     data |= {"timings": result.timings, "seconds": round(seconds, 3)}
     shape = f"{request.width}x{request.height}, {request.frames} frames at {float(request.fps):g} fps"
-    emit(args, data, "\n".join([f"{file}  ({shape}, seed {request.seed + i})" for i, file in enumerate(files)]
-                               + ([f"{sheet}  (contact sheet)"] if sheet else [])))
+    emit(
+        args,
+        data,
+        "\n".join(
+            [f"{file}  ({shape}, seed {request.seed + i})" for i, file in enumerate(files)]
+            + ([f"{sheet}  (contact sheet)"] if sheet else [])
+        ),
+    )
 
 
 def _sheet_path(args: argparse.Namespace, out: Path) -> Path | None:
@@ -243,7 +262,8 @@ def _read_image(path: str | None) -> Any:
         return None
     from worldline.media.read import read_image
 
-    return read_image(path)
+    with named("--image"):
+        return read_image(path)
 
 
 # ---- worlds ---------------------------------------------------------------------------------------------------
@@ -270,8 +290,59 @@ def _add_worlds(verbs: Verbs) -> None:
 
 
 def run_worlds_render(args: argparse.Namespace) -> None:
-    """Draw n scenes, render them, write a contact sheet and clips."""
-    raise NotImplementedError
+    """Draw n scenes, render them, write a contact sheet and, with -o, the clips."""
+    from worldline.generate.request import check_range, frames_of, read_fps, read_size
+    from worldline.media.write import check_writable
+
+    check_range("--n", args.n, 1, 10_000, whole=True)
+    check_range("--seed", args.seed, 0, 2**63 - 1, whole=True)
+    fps = read_fps(args.fps)
+    width, height = read_size(args.size)
+    frames = frames_of(args.seconds, None, fps, 17)
+    sheet = args.sheet or (None if args.output else "sheet.png")
+    files = _clip_files(args.output, args.n, args.overwrite)
+    if sheet:
+        check_writable(sheet, args.overwrite, (".png",))
+
+    import numpy as np
+
+    from worldline.media.preview import contact_sheet
+    from worldline.media.write import write_image, write_video
+    from worldline.worlds.captions import caption
+    from worldline.worlds.render import render
+    from worldline.worlds.scene import sample_scene
+
+    clips, labels = [], []
+    with progress("rendering") as update:
+        for index in range(args.n):
+            rng = np.random.default_rng([args.seed, index])
+            scene = sample_scene(rng, args.split)
+            labels.append(caption(scene, rng))
+            frames_of_scene = render(scene, frames, height, width, float(fps)).frames
+            if files:
+                write_video(files[index], frames_of_scene, fps, {"prompt": labels[-1], "scene": scene.to_json()})
+            if sheet:
+                clips.append(frames_of_scene)
+            update(index + 1, args.n)
+    if sheet:
+        write_image(sheet, contact_sheet(clips, labels, scale=max(1, 128 // max(width, height))))
+    data = {"captions": labels, "sheet": sheet, "output": [str(file) for file in files]}
+    written = ([str(sheet)] if sheet else []) + [str(file) for file in files]
+    emit(args, data, "\n".join([f"{i:4}  {label}" for i, label in enumerate(labels)] + written))
+
+
+def _clip_files(folder: str | None, count: int, overwrite: bool) -> list[Path]:
+    if folder is None:
+        return []
+    from worldline.media.write import check_writable
+
+    place = Path(folder)
+    if place.exists() and not place.is_dir():
+        raise UserError(f"-o/--output {folder} is a file; give a folder for the clips")
+    if not place.exists():
+        check_writable(place.with_suffix(".mp4"))
+        place.mkdir()
+    return [check_writable(place / f"world-{i:04d}.mp4", overwrite) for i in range(count)]
 
 
 def run_worlds_verify(args: argparse.Namespace) -> None:
@@ -279,21 +350,94 @@ def run_worlds_verify(args: argparse.Namespace) -> None:
     raise NotImplementedError
 
 
+# ---- train, eval, models -----------------------------------------------------------------------
+
+
 def _add_train(verbs: Verbs) -> None:
-    pass
+    parser = _verb(verbs, "train", run_train, "train the video autoencoder or the diffusion transformer")
+    add = parser.add_argument
+    add("what", choices=("vae", "dit"), help="which of the two")
+    add("--recipe", default="tiny", help="plan to start from")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, for example optim.lr=1e-4")
+    add("--out", default=None, help="folder of the run; runs/<recipe>-<what> unless given")
+    add("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
+    add("--dry-run", action="store_true", help="print the plan and its cost, train nothing")
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Read the recipe, apply --set, and run."""
+    recipe = _recipe(args.recipe)
+
+    import importlib
+
+    from worldline.train.plan import plan_dict, plan_overrides
+
+    plan = plan_overrides(getattr(recipe, args.what)(), args.set)
+    trainer = importlib.import_module(f"worldline.train.{args.what}")
+    if args.dry_run:
+        return emit(args, plan_dict(plan), trainer.dry_run(plan))
+    out = Path(args.out or f"runs/{args.recipe}-{args.what}")
+    outcome = trainer.train(plan, out, resume=args.resume, say=lambda line: print(line, file=sys.stderr))
+    data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
+    state = "finished" if outcome.finished else "stopped, continue with --resume"
+    emit(args, data, f"{out}: {state} at step {outcome.step}")
+
+
+def _recipe(name: str) -> Any:
+    """The recipe module of that name; raises UserError naming the nearest."""
+    import importlib
+    import pkgutil
+
+    import worldline.recipes as recipes
+
+    names = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1) or names
+        raise UserError(f"--recipe {name[:40]!r}: unknown; the nearest is {near[0]}")
+    return importlib.import_module(f"worldline.recipes.{name}")
 
 
 def _add_eval(verbs: Verbs) -> None:
-    pass
+    group: Parser = verbs.add_parser("eval", help="score a model")
+    below = group.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+    parser = _verb(below, "worlds", run_eval_worlds, "held-out prompts -> videos -> verifier -> table")
+    add = parser.add_argument
+    add("--model", default=None, help="model folder; the shipped model unless given")
+    add("--n", type=number("--n", True, "64"), default=256, help="how many prompts")
+    add("--seed", type=number("--seed", True, "0"), default=0, help="seed of the prompts and of the videos")
+    add("--out", default=None, help="folder for table, JSON, plot and contact sheet of failures")
+
+
+def run_eval_worlds(args: argparse.Namespace) -> None:
+    """Generate a video for each held-out prompt and let the verifier judge."""
+    raise NotImplementedError
 
 
 def _add_export(verbs: Verbs) -> None:
-    pass
+    parser = _verb(verbs, "export", run_export, "a model folder, ready to ship, from a training run")
+    add = parser.add_argument
+    add("--dit", required=True, help="run folder of `train dit`, which names its VAE")
+    add("--vae", default=None, help="run folder of `train vae` with a better decoder for the same latents")
+    add("--out", required=True, help="model folder to write")
+    add("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="type of the stored weights")
+    add("--overwrite", action="store_true", help="replace a model folder that exists")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write the averaged weights of a run as a model folder."""
+    from worldline.checkpoints import layout
+    from worldline.checkpoints.folder import export
+
+    folder = export(args.dit, args.out, args.vae, args.dtype, args.overwrite)
+    data = layout.info(folder)
+    emit(args, data, f"{folder}: {data['parameters'] / 1e6:.2f} M parameters, {data['bytes'] / 1e6:.1f} MB")
 
 
 def _add_info(verbs: Verbs) -> None:
     parser = _verb(verbs, "info", run_info, "what a model folder holds")
-    parser.add_argument("model", metavar="MODEL", nargs="?", default=None, help="model folder; default: the shipped one")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", default=None, help="model folder; default: the shipped one"
+    )
 
 
 def run_info(args: argparse.Namespace) -> None:

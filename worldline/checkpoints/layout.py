@@ -1,15 +1,16 @@
 """What a model folder must look like on disk, checked from names and headers alone, without importing torch.
 
-    model_index.json         class names of the components, defaults for generation
-    transformer/             config.json + diffusion_pytorch_model*.safetensors
-    vae/                     config.json + diffusion_pytorch_model*.safetensors
-    text_encoder/            config.json + model*.safetensors (none for an encoder that lives in a package)
-    scheduler/               scheduler_config.json
+model_index.json         class names of the components, defaults for generation
+transformer/             config.json + diffusion_pytorch_model*.safetensors
+vae/                     config.json + diffusion_pytorch_model*.safetensors
+text_encoder/            config.json + model*.safetensors (none for an encoder that lives in a package)
+scheduler/               scheduler_config.json
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import struct
@@ -162,3 +163,8 @@ def info(path: str | Path | None) -> dict[str, Any]:
         "defaults": index.get("defaults", {}),
         "components": parts,
     }
+
+
+def free_name(path: Path) -> Path:
+    """`path` with the smallest number appended that names nothing yet."""
+    return next(name for i in itertools.count(2) if not (name := path.with_name(f"{path.name}-{i}")).exists())

@@ -88,9 +88,7 @@ class Request:
         if self.frames != 1 and not 0.5 <= self.frames / trained.frames <= 1.5:
             lines.append(f"the model was trained on {trained.frames} frames; expect weaker results at {self.frames}")
         if self.padded != self.shape:
-            lines.append(
-                f"drawn at {self.padded.width}x{self.padded.height}, {self.padded.frames} frames, and cropped"
-            )
+            lines.append(f"drawn at {self.padded.width}x{self.padded.height}, {self.padded.frames} frames, and cropped")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -144,7 +142,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def read_size(text: str) -> tuple[int, int]:
-    """"WIDTHxHEIGHT" as (width, height), both MIN_SIDE to MAX_SIDE; a lone number N means NxN."""
+    """ "WIDTHxHEIGHT" as (width, height), both MIN_SIDE to MAX_SIDE; a lone number N means NxN."""
     try:
         side = int(text)
     except ValueError:
@@ -155,7 +153,7 @@ def read_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def read_fps(text: str | float) -> Fraction:
+def read_fps(text: str | float | Fraction) -> Fraction:
     """A rate such as "16", "23.976" or "30000/1001"; raises UserError."""
     try:
         fps = Fraction(text).limit_denominator(100_000)
@@ -175,7 +173,8 @@ def frames_of(seconds: float | None, frames: int | None, fps: Fraction, default:
         return default
     if seconds <= 0:
         raise UserError(
-            f"--seconds {seconds:g}: a video lasts; the nearest valid value is {1 / float(fps):g} (a picture: --frames 1)"
+            f"--seconds {seconds:g}: out of range; the nearest valid value is {1 / float(fps):g} "
+            "(for a picture, --frames 1)"
         )
     return frames_for(seconds, float(fps))
 
@@ -187,8 +186,13 @@ def check_output(path: str | Path, overwrite: bool, frames: int = 2, count: int 
     out = Path(path)
     if out.suffix.lower() == ".png" and frames != 1:
         raise UserError(f"output: {out} holds one picture only; add --frames 1, or use {out.stem}.mp4")
-    for file in numbered(out, count):
-        check_writable(file, overwrite, SUFFIXES)
+    try:
+        for file in numbered(out, count):
+            check_writable(file, overwrite, SUFFIXES)
+    except OSError as error:
+        raise UserError(
+            f"output: cannot write {str(out)[:100]} ({error.strerror}); use another name, as out{out.suffix}"
+        ) from None
     return out
 
 

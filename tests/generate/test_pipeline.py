@@ -1,0 +1,231 @@
+"""The whole chain on an untrained model: determinism, independence of neighbours, guidance, conditioning, files."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldline.checkpoints.folder import Parts, save_pretrained
+from worldline.cli import main
+from worldline.diffusion.samplers import euler
+from worldline.diffusion.timesteps import schedule
+from worldline.dit.patchify import pack, unpack
+from worldline.errors import UserError
+from worldline.generate import pipeline as pipeline_module
+from worldline.generate.pipeline import Drawing, Pipeline, fitted, load
+from worldline.media.provenance import read_provenance
+from worldline.media.read import read_video
+from worldline.shapes import VideoShape
+
+
+@pytest.fixture(scope="module")
+def pipeline(micro_parts: Parts) -> Pipeline:
+    return Pipeline(micro_parts, identity="abc", device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(micro_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pretrained(micro_parts, tmp_path_factory.mktemp("models") / "micro")
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+
+
+def test_defaults_come_from_the_model(pipeline: Pipeline) -> None:
+    result = pipeline.generate("a red ball rolls")
+    assert result.frames.shape == (5, 32, 32, 3)
+    assert result.frames.dtype == np.uint8
+    assert result.fps == 16
+    assert result.metadata["steps"] == 3
+    assert result.metadata["model_hash"] == "abc"
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 16, 16), (2, 33, 47), (6, 16, 50), (5, 32, 32)])
+def test_any_size_and_length(pipeline: Pipeline, frames: int, height: int, width: int) -> None:
+    result = pipeline.generate("a ball", frames=frames, height=height, width=width, steps=1)
+    assert result.frames.shape == (frames, height, width, 3)
+
+
+def test_same_seed_same_bytes_other_seed_other_video(pipeline: Pipeline) -> None:
+    first, again, other = (pipeline.generate("a red ball", seed=seed).frames for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_video_does_not_depend_on_its_neighbours(pipeline: Pipeline) -> None:
+    many = pipeline.generate("a red ball", seed=5, num_videos=3)
+    for index, video in enumerate(many.videos):
+        alone = pipeline.generate("a red ball", seed=5 + index).frames
+        assert int(np.abs(video.astype(int) - alone).max()) <= 1  # sums are taken in another order
+        assert many.record(index)["seed"] == 5 + index
+
+
+def test_groups_change_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    whole = pipeline.generate("a red ball", num_videos=3)
+    monkeypatch.setattr(pipeline_module, "MAX_PACKED", 1)
+    parts = pipeline.generate("a red ball", num_videos=3, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 9) for i in range(9)]
+    for a, b in zip(whole.videos, parts.videos, strict=True):
+        assert int(np.abs(a.astype(int) - b).max()) <= 1
+
+
+def test_guidance_is_the_textbook_equation(pipeline: Pipeline) -> None:
+    """Two separate forward passes per step, combined by hand, end where the packed one does."""
+    drawing = Drawing(VideoShape(5, 32, 32), steps=2, guidance_scale=3.0, negative_prompt="a ball")
+    got = pipeline.sample(["a red ball"], [7], drawing)[0]
+
+    noise = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(7))
+    packed = pack([noise], (1, 2, 2))
+    cond, uncond = (pipeline.parts.text.encode([words]) for words in ("a red ball", "a ball"))
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        v, u = (
+            pipeline.dit(x, packed.coords, packed.cu_seqlens, t.expand(len(x)), text.states, text.cu_seqlens)
+            for text in (cond, uncond)
+        )
+        return u + 3.0 * (v - u)
+
+    expected = unpack(euler(denoise, packed.tokens, schedule(2, 3.0)), packed, (1, 2, 2))[0]
+    assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_scale_one_ignores_the_negative_prompt(pipeline: Pipeline) -> None:
+    a, b = (pipeline.generate("a ball", guidance_scale=1, negative_prompt=words).frames for words in ("", "red"))
+    assert np.array_equal(a, b)
+    c, d = (pipeline.generate("a ball", guidance_scale=4, negative_prompt=words).frames for words in ("", "red"))
+    assert not np.array_equal(c, d)
+
+
+def test_the_prompt_matters(pipeline: Pipeline) -> None:
+    assert not np.array_equal(pipeline.generate("a red ball").frames, pipeline.generate("a ball rolls").frames)
+
+
+def test_the_first_frame_is_the_given_picture(pipeline: Pipeline) -> None:
+    plain = pipeline.generate("a ball", frames=9)
+    result = pipeline.generate("a ball", frames=9, image=PICTURE)
+    assert np.array_equal(result.frames[0], PICTURE)
+    assert not np.array_equal(result.frames[1:], plain.frames[1:])  # and the rest follows from it
+
+
+def test_known_latents_stay_as_the_picture_encodes(pipeline: Pipeline) -> None:
+    shape = VideoShape(9, 32, 32)
+    known = pipeline._encode_picture(PICTURE, shape)
+    for latent in pipeline.sample(["a", "red"], [1, 2], Drawing(shape, steps=2), known):
+        assert torch.allclose(latent[:, :1], known, atol=1e-6)
+
+
+def test_a_picture_of_another_size_covers_the_frame() -> None:
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 255
+    out = fitted(wide, 20, 20)
+    assert out.shape == (20, 20, 3)
+    assert out[:, 2:-2].min() > 250  # the middle third fills it: nothing stretched, nothing padded
+    assert fitted(PICTURE, 32, 32) is PICTURE
+    with pytest.raises(UserError, match="uint8"):
+        fitted(np.zeros((4, 4)), 16, 16)
+
+
+def test_unknown_words_and_long_prompts_are_told(pipeline: Pipeline) -> None:
+    request = pipeline_module.Request("a red dragon rolls")
+    assert "'dragon'" in pipeline.hints(request)[0]
+    assert pipeline.hints(pipeline_module.Request("a red ball")) == []
+    assert "longer" in pipeline.hints(pipeline_module.Request("a red ball " * 40))[-1]
+
+
+def test_bfloat16_stays_near_float32(micro_parts: Parts, pipeline: Pipeline) -> None:
+    copy = replace(micro_parts, vae=_copy(micro_parts.vae), dit=_copy(micro_parts.dit))
+    half = Pipeline(copy, device="cpu", dtype=torch.bfloat16).generate("a red ball").frames
+    full = pipeline.generate("a red ball").frames
+    assert float(np.abs(half.astype(int) - full).mean()) < 4
+
+
+def _copy(module: torch.nn.Module) -> torch.nn.Module:
+    fresh = type(module)(module.config)  # type: ignore[call-arg]
+    fresh.load_state_dict(module.state_dict())
+    return fresh.eval().requires_grad_(False)
+
+
+def test_result_saves_and_shows_itself(pipeline: Pipeline, tmp_path: Path) -> None:
+    result = pipeline.generate("a <red> ball", num_videos=2)
+    files = result.save(tmp_path / "out.mp4")
+    assert [file.name for file in files] == ["out-0.mp4", "out-1.mp4"]
+    assert read_video(files[1]).frames.shape == (5, 32, 32, 3)
+    assert read_provenance(files[1])["seed"] == 1
+    assert result._repr_html_().count("data:video/mp4;base64,") == 2
+    assert "a &lt;red&gt; ball" in result._repr_html_()
+    assert "32x32, 5 frames at 16 fps" in repr(result)
+    with pytest.raises(UserError, match="exists"):
+        result.save(tmp_path / "out.mp4", overwrite=False)
+    for suffix in (".gif", ".webp"):
+        assert result.save(tmp_path / f"out{suffix}")[0].stat().st_size > 100
+
+
+# ---- through the command line ------------------------------------------------------------------
+
+
+def test_generate_writes_video_sheet_and_json(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "a red dragon", "--model", str(model), "--sheet", "--json", "--seed", "9"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    data = json.loads(out)
+    assert (data["output"], data["sheet"], data["seed"]) == (["out.mp4"], "out-sheet.png", 9)
+    assert set(data["timings"]) == {"text", "dit", "vae"}
+    assert "dragon" in err
+    record = read_provenance(tmp_path / "out.mp4")
+    assert (record["prompt"], record["seed"], record["model_hash"]) == ("a red dragon", 9, data["model_hash"])
+    first = (tmp_path / "out.mp4").read_bytes()
+    assert main([*words, "--overwrite"]) == 0
+    assert (tmp_path / "out.mp4").read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-sheet.png", "out.mp4"]
+
+
+def test_one_frame_is_a_picture(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.png"
+    assert main(["generate", "a ball", "--frames", "1", "-o", str(out), "--model", str(model)]) == 0
+    assert "1 frames" in capsys.readouterr().out
+    assert read_provenance(out)["prompt"] == "a ball"
+
+
+def test_a_model_whose_weights_do_not_fit(skeleton: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = skeleton(tmp_path / "m")  # type: ignore[operator]
+    assert main(["generate", "a ball", "-o", str(tmp_path / "out.mp4"), "--model", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 500 bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out.webp"])
+def test_a_full_disk_leaves_nothing(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a ball", "-o", str(tmp_path / name), "--model", str(model)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert name in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load_reads_what_was_saved(model: Path, pipeline: Pipeline) -> None:
+    loaded = load(model, dtype=torch.float32)
+    assert len(loaded.model_hash) == 64
+    difference = loaded.generate("a red ball").frames.astype(int) - pipeline.generate("a red ball").frames
+    assert float(np.abs(difference).mean()) < 1  # float16 storage

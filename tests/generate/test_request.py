@@ -1,0 +1,64 @@
+"""What may be asked for: padding arithmetic, limits, notes, file names."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from worldline.errors import UserError
+from worldline.generate.request import MAX_TOKENS, Request, frames_of, numbered, read_fps, read_size
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (64, 64), (101, 77)])
+@pytest.mark.parametrize("frames", [1, 2, 5, 16, 17, 18])
+def test_the_padded_shape_is_the_smallest_that_divides(size: tuple[int, int], frames: int) -> None:
+    padded = Request("a", width=size[0], height=size[1], frames=frames).padded
+    assert padded.frames % 4 == 1
+    assert padded.width % 16 == padded.height % 16 == 0
+    assert 0 <= padded.frames - frames < 4
+    assert 0 <= padded.width - size[0] < 16
+    assert 0 <= padded.height - size[1] < 16
+
+
+def test_the_token_limit_names_a_length_that_is_valid() -> None:
+    with pytest.raises(UserError, match=r"\((\d+) frames\)$") as caught:
+        Request("a", width=1024, height=1024, frames=100_001)
+    frames = int(str(caught.value).split("(")[-1].split()[0])
+    longest = Request("a", width=1024, height=1024, frames=frames)
+    assert longest.tokens.count <= MAX_TOKENS
+    with pytest.raises(UserError):
+        Request("a", width=1024, height=1024, frames=frames + 1)
+
+
+def test_notes_only_where_training_is_far() -> None:
+    assert Request("a").notes() == []
+    assert "640x640" in Request("a", width=640, height=640).notes()[0]
+    assert "65 frames" in Request("a", frames=65).notes()[0].replace("at 65", "65 frames")
+    assert "cropped" in Request("a", width=60).notes()[0]
+    assert Request("a", frames=1).notes() == []
+
+
+def test_fps_is_exact() -> None:
+    assert read_fps("30000/1001") == Fraction(30000, 1001)
+    assert read_fps("23.976") == Fraction("23.976")
+    assert read_fps(16) == 16
+
+
+def test_lengths() -> None:
+    assert frames_of(1, None, Fraction(16), 9) == 17
+    assert frames_of(None, 8, Fraction(16), 9) == 8
+    assert frames_of(None, None, Fraction(16), 9) == 9
+
+
+def test_sizes() -> None:
+    assert read_size("96x64") == (96, 64)
+    assert read_size("48") == (48, 48)
+
+
+def test_numbers_sort_by_name() -> None:
+    names = [path.name for path in numbered(Path("out.mp4"), 11)]
+    assert names == sorted(names)
+    assert len(set(names)) == 11
+    assert numbered(Path("out.mp4"), 1) == [Path("out.mp4")]

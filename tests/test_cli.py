@@ -1,0 +1,188 @@
+"""The command line: every mistake ends in one line and exit code 2, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from worldline.cli import build_parser, main, normalised
+
+LONG = "a ball " * 15_000  # 105 kB
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skeleton: Callable[[Path], Path]) -> Path:
+    """An empty working folder beside a model folder whose headers are sound but whose weights fit nothing."""
+    skeleton(tmp_path / "model")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def generate(*words: str, model: str = "../model") -> list[str]:
+    return ["generate", *words, "--model", model]
+
+
+BAD = {
+    "empty prompt": (generate(""), "PROMPT"),
+    "blank prompt": (generate("  \n"), "PROMPT"),
+    "100 kB prompt": (generate(LONG), "4000"),
+    "NUL in prompt": (generate("a\0b"), "NUL"),
+    "not UTF-8": (generate("a \udcff ball"), "UTF-8"),
+    "long negative prompt": (generate("a ball", "--negative-prompt", LONG), "--negative-prompt"),
+    "size 0": (generate("a ball", "--size", "0"), "16x16"),
+    "size 0x0": (generate("a ball", "--size", "0x0"), "--size"),
+    "size -1": (generate("a ball", "--size", "-1"), "16x16"),
+    "size -1x64": (generate("a ball", "--size=-1x64"), "--size"),
+    "size 7x5": (generate("a ball", "--size", "7x5"), "16x16"),
+    "size 100000x100000": (generate("a ball", "--size", "100000x100000"), "4096x4096"),
+    "size words": (generate("a ball", "--size", "big"), "64x64"),
+    "size 9x9x9": (generate("a ball", "--size", "9x9x9"), "--size"),
+    "size too long to draw": (generate("a ball", "--size", "4096x4096", "--seconds", "9"), "--seconds"),
+    "seconds 0": (generate("a ball", "--seconds", "0"), "0.0625"),
+    "seconds -1": (generate("a ball", "--seconds", "-1"), "--seconds"),
+    "seconds NaN": (generate("a ball", "--seconds", "NaN"), "--seconds"),
+    "seconds inf": (generate("a ball", "--seconds", "inf"), "--seconds"),
+    "seconds 1e9": (generate("a ball", "--seconds", "1e9"), "3600"),
+    "seconds words": (generate("a ball", "--seconds", "long"), "--seconds"),
+    "seconds and frames": (generate("a ball", "--seconds", "1", "--frames", "9"), "--frames"),
+    "frames 0": (generate("a ball", "--frames", "0"), "1"),
+    "fps 0": (generate("a ball", "--fps", "0"), "0.1"),
+    "fps NaN": (generate("a ball", "--fps", "nan"), "--fps"),
+    "fps 1/0": (generate("a ball", "--fps", "1/0"), "--fps"),
+    "steps 0": (generate("a ball", "--steps", "0"), "--steps"),
+    "steps 1.5": (generate("a ball", "--steps", "1.5"), "--steps"),
+    "guidance NaN": (generate("a ball", "--guidance-scale", "nan"), "--guidance-scale"),
+    "guidance -1": (generate("a ball", "--guidance-scale=-1"), "--guidance-scale"),
+    "seed -1": (generate("a ball", "--seed=-1"), "--seed"),
+    "seed 2**64": (generate("a ball", "--seed", str(2**64)), "--seed"),
+    "no videos": (generate("a ball", "--num-videos", "0"), "--num-videos"),
+    "output is a folder": (generate("a ball", "-o", "."), "output"),
+    "output in no folder": (generate("a ball", "-o", "none/out.mp4"), "none"),
+    "output under a file": (generate("a ball", "-o", "../model/model_index.json/out.mp4"), "output"),
+    "output in /proc": (generate("a ball", "-o", "/proc/out.mp4"), "output"),
+    "output named .exe": (generate("a ball", "-o", "out.exe"), ".mp4"),
+    "output with NUL": (generate("a ball", "-o", "a\0.mp4"), "NUL"),
+    "output name too long": (generate("a ball", "-o", "x" * 300 + ".mp4"), "output"),
+    "video as .png": (generate("a ball", "-o", "out.png"), "--frames 1"),
+    "sheet as .mp4": (generate("a ball", "--sheet", "sheet.mp4"), "sheet.png"),
+    "no model": (generate("a ball", model="nowhere"), "--model"),
+    "model is a file": (generate("a ball", model="../model/model_index.json"), "--model"),
+    "model is no model": (generate("a ball", model=".."), "../model"),
+    "model path with NUL": (generate("a ball", model="a\0b"), "NUL"),
+    "no image": (generate("a ball", "--image", "none.png"), "--image"),
+    "image is a folder": (generate("a ball", "--image", "."), "--image"),
+    "unknown flag": (generate("a ball", "--guidanse-scale", "5"), "--guidance-scale"),
+    "unquoted prompt": (generate("a", "ball"), "quotes"),
+    "unknown verb": (["generat"], "generate"),
+    "no prompt": (["generate"], "PROMPT"),
+    "worlds n 0": (["worlds", "render", "--n", "0"], "--n"),
+    "worlds sheet": (["worlds", "render", "--sheet", "none/sheet.png"], "output"),
+    "verify nothing": (["worlds", "verify", "none.mp4"], "none.mp4"),
+    "unknown recipe": (["train", "vae", "--recipe", "tinny"], "tiny"),
+    "unknown setting": (["train", "vae", "--set", "optim.lrr=1"], "lr"),
+    "info of nothing": (["info", "nowhere"], "nowhere"),
+    "export of nothing": (["export", "--dit", "none", "--out", "m"], "--dit"),
+}
+
+
+@pytest.mark.parametrize(("words", "named"), BAD.values(), ids=BAD.keys())
+def test_mistakes_end_in_one_line(
+    words: list[str], named: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("worldline: ")
+    assert named in err
+    assert "Traceback" not in err
+    assert len(err) < 500
+    assert list(place.iterdir()) == []  # nothing was written, not even half
+
+
+def test_existing_output_is_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "out.mp4").write_bytes(b"mine")
+    assert main(generate("a ball")) == 2
+    assert "exists" in capsys.readouterr().err
+    assert (place / "out.mp4").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("fake.png", generate("a ball", "--image", "fake.png")),
+        ("fake.mp4", ["worlds", "verify", "fake.mp4"]),
+    ],
+)
+def test_text_in_disguise(file: str, words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / file).write_text("This is a text, whatever its name says.\n" * 9)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert file in err
+    assert [path.name for path in place.iterdir()] == [file]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = generate("a ball", "--dry-run", "--json", "--size", "70x50", "--seconds", "2", "--num_videos", "2")
+    assert main(words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["width"], plan["height"], plan["frames"]) == (70, 50, 33)
+    assert plan["tokens"] == 9 * 5 * 4  # 33 frames, 80x64 padded, in patches of 4x16x16
+    assert plan["output"] == ["out-0.mp4", "out-1.mp4"]
+    assert list(place.iterdir()) == []
+
+
+def test_far_sizes_get_a_note(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(generate("a ball", "--dry-run", "--size", "640x480")) == 0
+    assert "trained on 64x64" in capsys.readouterr().err
+    assert main(generate("a ball", "--dry-run")) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_underscores_are_dashes_in_flags_only() -> None:
+    words = ["generate", "a_b", "--guidance_scale=2", "--num_videos", "3", "--negative_prompt", "x_y", "--", "--c_d"]
+    args = ["generate", "a_b", "--guidance-scale=2", "--num-videos", "3", "--negative-prompt", "x_y", "--", "--c_d"]
+    assert normalised(words) == args
+    parsed = build_parser().parse_args(normalised(words[:-2]))
+    assert (parsed.guidance_scale, parsed.num_videos, parsed.negative_prompt) == (2.0, 3, "x_y")
+
+
+def test_help_needs_no_torch_and_half_a_second() -> None:
+    code = "import sys; from worldline.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy', 'av'} & set(sys.modules), sys.modules.keys()"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        times.append(time.perf_counter() - start)
+        assert run.returncode == 0, run.stderr
+        assert "generate" in run.stdout
+    assert min(times) <= 0.5
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    code = "from worldline.cli import main; raise SystemExit(main(['--help']))"
+    with os.fdopen(write, "w") as stdout:
+        run = subprocess.run(
+            [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert "Traceback" not in run.stderr
+
+
+def test_worlds_render_writes_sheet_and_clips(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["worlds", "render", "--n", "2", "--size", "32x32", "--seconds", "0.25", "--sheet", "s.png", "-o", "clips"]
+    assert main([*words, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert len(data["captions"]) == 2
+    assert sorted(path.name for path in place.rglob("*.*")) == ["s.png", "world-0000.mp4", "world-0001.mp4"]
