@@ -35,12 +35,12 @@ class TextStates(NamedTuple):
     """Token-level states of B prompts in one packed sequence.
 
     states: (M, width); cu_seqlens: (B+1,) int64, cumulative lengths, each at least 1;
-    truncated: (B,) bool, true where a prompt was longer than the encoder reads.
+    truncated: (B,) bool, true where a prompt was longer than the encoder reads; None means nowhere.
     """
 
     states: Tensor
     cu_seqlens: Tensor
-    truncated: Tensor
+    truncated: Tensor | None = None
 
 
 @runtime_checkable
@@ -61,8 +61,10 @@ def words_of(prompt: str, most: int | None = None) -> list[str]:
 
 
 def from_config(config: dict[str, Any]) -> TextEncoder:
-    """The encoder that `encoder_config` described, trained weights not yet loaded; raises UserError for an unknown kind."""
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if not key.startswith("_")}
+    """The encoder that `encoder_config` described, trained weights not yet loaded; raises UserError if unknown."""
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if not key.startswith("_")
+    }
     kind = config.get("_class_name")
     try:
         match kind:
@@ -158,6 +160,8 @@ class WordTransformer(nn.Module):
     meaning and misspellings or inflections of a known word land near it.
     """
 
+    prior: Tensor  # (ids, prior_width) frozen vectors of the words, when the config asks for them
+
     def __init__(self, config: WordConfig) -> None:
         super().__init__()
         if not config.words:
@@ -200,7 +204,7 @@ class WordTransformer(nn.Module):
 
     def set_prior(self, vectors: Tensor) -> None:
         """Fix the prior vectors of the known words, (words, prior_width), in the order of the vocabulary."""
-        self.prior[FIRST_WORD:] = vectors  # type: ignore[index]
+        self.prior[FIRST_WORD:].copy_(vectors)
 
     def unknown(self, prompt: str) -> list[str]:
         """Words of the prompt that are not in the vocabulary, in order, each once."""
@@ -238,7 +242,7 @@ class WordTransformer(nn.Module):
             kept = torch.where((draw < self.config.word_dropout) & (ids != START), UNKNOWN, ids)
         x = F.embedding(kept, self.word.weight) + (batch.grams @ self.gram)[batch.token]  # (M, D)
         if self.config.prior_width:
-            x = x + self.from_prior(F.embedding(ids, self.prior))  # type: ignore[arg-type]
+            x = x + self.from_prior(F.embedding(ids, self.prior))
         x = x + F.embedding(packing.places, self.position.weight)
         for block in self.blocks:
             x = block(x, packing)
@@ -470,7 +474,7 @@ class CachedText:
     def __init__(self, encoder: TextEncoder, size: int = 4096) -> None:
         self.encoder, self.size = encoder, size
         self.width = encoder.width
-        self._seen: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()  # prompt -> states (m, width), truncated
+        self._seen: OrderedDict[str, tuple[Tensor, bool]] = OrderedDict()  # prompt -> states (m, width), truncated
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
@@ -478,7 +482,8 @@ class CachedText:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._seen]
         found = {prompt: self._seen[prompt] for prompt in prompts if prompt in self._seen}
         if new:
-            states, cu_seqlens, truncated = self.encoder.encode(new)
+            states, cu_seqlens, cut = self.encoder.encode(new)
+            truncated = [False] * len(new) if cut is None else cut.tolist()
             pieces = states.detach().tensor_split(cu_seqlens[1:-1].cpu())
             found |= {prompt: (pieces[i].clone(), truncated[i]) for i, prompt in enumerate(new)}
         for prompt in prompts:
@@ -487,5 +492,6 @@ class CachedText:
         while len(self._seen) > self.size:
             self._seen.popitem(last=False)
         rows = [found[prompt][0] for prompt in prompts]
+        marks = torch.tensor([found[prompt][1] for prompt in prompts], device=rows[0].device)
         lengths = torch.tensor([0] + [len(row) for row in rows], device=rows[0].device)
-        return TextStates(torch.cat(rows), lengths.cumsum(0), torch.stack([found[prompt][1] for prompt in prompts]))
+        return TextStates(torch.cat(rows), lengths.cumsum(0), marks)
