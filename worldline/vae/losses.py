@@ -15,7 +15,7 @@ from worldline.vae.model import VideoVAE
 class LossWeights:
     """Weights of the terms; every term is a mean per element, pixels in [-1, 1].
 
-    Start with `MSE_FIRST` (absolute error from the start stalls), change to `SHARPEN` once the PSNR flattens.
+    Start with squared error alone (absolute error from the start stalls); add `l1` and `edge` once the PSNR flattens.
     """
 
     l2: float = 1.0
@@ -26,7 +26,6 @@ class LossWeights:
 
 
 MSE_FIRST = LossWeights()
-SHARPEN = LossWeights(l2=1.0, l1=0.05, edge=0.5, kl=1e-6)
 
 
 def edge_loss(output: Tensor, target: Tensor, scales: int = 2) -> Tensor:

@@ -289,7 +289,9 @@ class VideoVAE(nn.Module):
         return 10.0 * math.log10(4.0 / max(residual, 1e-12))
 
     def encode(self, x: Tensor) -> Posterior:
-        """Pixels (B, 3, T, H, W) in [-1, 1] -> posterior, fields (B, C, T', H', W')."""
+        """Pixels (B, 3, T, H, W) in [-1, 1] -> posterior, fields (B, C, T', H', W'); UserError for another shape."""
+        if x.ndim != 5 or x.shape[1] != 3 or 0 in x.shape:
+            raise UserError(f"pixels: {tuple(x.shape)} is not (B, 3, T, H, W) with at least one frame and one pixel")
         return self.encode_chunk(self._padded(x), History())
 
     def decode(self, z: Tensor, size: tuple[int, int, int] | None = None) -> Tensor:
@@ -319,10 +321,11 @@ class VideoVAE(nn.Module):
         return torch.cat([x[:, :, :1].expand(-1, -1, self.config.temporal - 1, -1, -1), x], dim=2)
 
     def _padded(self, x: Tensor) -> Tensor:
-        """Repeat the last frame, row and column until the length is 4k+1 and the sizes divide by 8."""
-        frames, height, width = x.shape[2:]
-        late = -(frames - 1) % self.config.temporal
-        below, right = -height % self.config.spatial, -width % self.config.spatial
-        if not (late or below or right):
-            return x
-        return F.pad(x, (0, right, 0, below, 0, late), mode="replicate")
+        """Repeat the last frame until the length is 4k+1, and the last row and column until the sizes divide by 8."""
+        late = -(x.shape[2] - 1) % self.config.temporal
+        return self.pad_space(F.pad(x, (0, 0, 0, 0, 0, late), mode="replicate") if late else x)
+
+    def pad_space(self, x: Tensor) -> Tensor:
+        """Repeat the last row and column of (B, 3, T, H, W) until the sizes divide by 8."""
+        below, right = -x.shape[3] % self.config.spatial, -x.shape[4] % self.config.spatial
+        return F.pad(x, (0, right, 0, below, 0, 0), mode="replicate") if below or right else x
