@@ -1,0 +1,292 @@
+"""Trains the diffusion transformer and its text encoder together on cached latents of world clips."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldline.checkpoints.folder import Parts, SchedulerConfig, save_pretrained
+from worldline.diffusion.path import RectifiedFlow, add_noise, target
+from worldline.diffusion.timesteps import logit_normal, shift
+from worldline.dit.conditions import per_channel, place_known, random_mask
+from worldline.dit.model import DiT, DiTConfig
+from worldline.dit.patchify import patchify
+from worldline.errors import UserError
+from worldline.text import WordConfig, WordTransformer
+from worldline.train.loop import Callback, Outcome, Task, matmul_peak
+from worldline.train.loop import train as run_task
+from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, torch_rng
+from worldline.train.precompute import ClipsPlan, Latents, cache_latents, held_out
+from worldline.train.vae import DTYPES, hooks_of
+from worldline.train.vae import load as load_vae
+from worldline.vae.latents import Whitening, pixel_importance
+from worldline.vae.model import VideoVAE
+from worldline.worlds.captions import caption, vocabulary
+from worldline.worlds.scene import Scene
+
+TIMES = (0.2, 0.4, 0.6, 0.8, 0.95)  # of validation
+FLOW = RectifiedFlow()
+
+
+@dataclass(frozen=True)
+class DiTPlan:
+    """Everything about a DiT run. `vae` is the folder of a trained VAE or of the run that made it."""
+
+    vae: str = ""
+    name: str = "dit"
+    seed: int = 0
+    config: DiTConfig = field(default_factory=DiTConfig)
+    text: WordConfig = field(default_factory=lambda: WordConfig(words=()))  # words and width are filled in
+    clips: ClipsPlan = field(default_factory=lambda: ClipsPlan(count=65_536))
+    frames: str = ""  # folder of clips that a VAE run rendered, used where they fit instead of rendering again
+    latents: str = ""  # folder of the latent cache; `latents` in the run's folder unless given
+    whitening_power: float = 0.5  # 1 gives every channel unit variance; below, channels that show more lead
+    batch: int = 32
+    shift: float = 3.0  # of the timesteps towards noise, in training and sampling
+    drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
+    nothing_known: float = 0.7  # share of samples without known latents
+    images: float = 0.05  # share of steps that show single frames only
+    styles: tuple[float, ...] = (0.25, 0.55, 0.2)  # shares of short, paraphrased and dense captions
+    validate_clips: int = 128
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=1.2e-3, warmup=200, ema=0.9995))
+    loop: LoopPlan = field(default_factory=LoopPlan)
+
+
+class TextToVideo(nn.Module):
+    """The two networks that learn together; the gradient of the velocity reaches the text encoder."""
+
+    def __init__(self, dit: DiT, text: WordTransformer) -> None:
+        super().__init__()
+        self.dit = dit
+        self.text = text
+
+    def forward(self, batch: Batch, device: torch.device) -> Tensor:
+        """Velocity (N, D) of the batch's tokens."""
+        states = self.text(self.text.tokens(batch.prompts), batch.words)
+        on = batch.to(device)
+        return self.dit(  # type: ignore[no-any-return]
+            on.noisy, on.coords, on.cu_seqlens, on.timestep, states.states, states.cu_seqlens, on.known, on.mask
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of all samples of a step, as the model and the loss need them."""
+
+    noisy: Tensor  # (N, D), known cells clean
+    target: Tensor  # (N, D) velocity
+    coords: Tensor  # (N, 3)
+    cu_seqlens: Tensor  # (B+1,)
+    timestep: Tensor  # (N,)
+    known: Tensor  # (N, D)
+    mask: Tensor  # (N, P)
+    prompts: list[str]
+    words: torch.Generator  # which words the text encoder drops
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+def assemble(
+    plan: DiTPlan, clean: Tensor, times: Tensor, mask: Tensor, prompts: list[str], noise: torch.Generator
+) -> Batch:
+    """Noises whitened latents (B, C, T, H, W) at times (B,) with known cells by mask (B, 1, T, H, W)."""
+    eps = torch.randn(clean.shape, generator=noise)
+    patch = plan.config.patch
+    noisy, coords = patchify(add_noise(FLOW, clean, eps, times), patch)  # (N, D), (N, 3)
+    velocity, _ = patchify(target(FLOW, "velocity", clean, eps, times), patch)
+    known, _ = patchify(clean * mask, patch)
+    cells, _ = patchify(mask, patch)  # (N, P)
+    per_sample = len(noisy) // len(clean)
+    noisy, timestep = place_known(noisy, times.repeat_interleave(per_sample), known, cells)
+    cu_seqlens = torch.arange(0, len(noisy) + 1, per_sample)
+    return Batch(noisy, velocity, coords, cu_seqlens, timestep, known, cells, prompts, noise)
+
+
+def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int) -> Batch:
+    """The batch of a step: clips, captions, times, noise and masks all follow from (plan.seed, step)."""
+    rng, noise = numpy_rng(plan.seed, step, "dit-batch"), torch_rng(plan.seed, step, "dit-noise")
+    frames = latents.values.maps[0].shape[2]  # (N, C, T', H', W')
+    image = rng.random() < plan.images
+    rows = plan.batch * frames if image else plan.batch  # a step of images costs as much as one of clips
+    index = rng.integers(len(latents.values), size=rows)
+    values = torch.from_numpy(latents.values[index]).float()
+    if image:
+        values = values[:, :, :1]  # the first latent frame holds the first frame alone: it is that image's latent
+    clean = whitening.forward(values)
+    times = shift(logit_normal(rows, noise), plan.shift)
+    mask = torch.stack([random_mask(rng, tuple(clean.shape[1:]), plan.nothing_known) for _ in range(rows)])
+    prompts = [prompt_of(plan, latents.scenes[i], rng) for i in index]
+    return assemble(plan, clean, times, mask, prompts, noise)
+
+
+def prompt_of(plan: DiTPlan, scene: str, rng: np.random.Generator) -> str:
+    """A caption of the scene in a drawn style, or the empty prompt."""
+    if rng.random() < plan.drop_text:
+        return ""
+    style = ("short", "paraphrase", "dense")[int(np.searchsorted(np.cumsum(plan.styles), rng.random() * sum(plan.styles)))]
+    return caption(Scene.from_json(scene), rng, style)
+
+
+def flow_loss(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of the velocity over the cells that are not known (Liu et al. 2022, eq. 1)."""
+    predicted = model(batch, device).float()
+    unknown = 1.0 - per_channel(batch.mask, predicted.shape[-1]).to(device)
+    error = (predicted - batch.target.to(device)).square() * unknown
+    return error.sum() / unknown.sum().clamp_min(1.0), {}
+
+
+@torch.no_grad()
+def validate(
+    plan: DiTPlan, model: nn.Module, latents: Latents, whitening: Whitening, device: torch.device
+) -> dict[str, float]:
+    """Loss on unseen clips at fixed times and noise, with short captions and nothing known."""
+    losses = {}
+    for number, time in enumerate(TIMES):
+        rng, noise = numpy_rng(plan.seed, number, "dit-validation"), torch_rng(plan.seed, number, "dit-validation")
+        total = 0.0
+        for start in range(0, plan.validate_clips, plan.batch):
+            index = np.arange(start, min(start + plan.batch, plan.validate_clips))
+            clean = whitening.forward(torch.from_numpy(latents.values[index]).float())
+            mask = torch.zeros(len(clean), 1, *clean.shape[2:])
+            prompts = [caption(Scene.from_json(latents.scenes[i]), rng, "short") for i in index]
+            batch = assemble(plan, clean, torch.full((len(clean),), time), mask, prompts, noise)
+            total += float(flow_loss(model, batch, device)[0]) * len(index)
+        losses[f"val_{time}"] = total / plan.validate_clips
+    return {"val": sum(losses.values()) / len(losses), **losses}
+
+
+def fit_whitening(plan: DiTPlan, vae: VideoVAE, latents: Latents, path: Path) -> Whitening:
+    """The run's whitening: fitted once and kept at `path`, so that a resumed run on other threads has the same bits."""
+    if path.exists():
+        return Whitening.from_dict(json.loads(path.read_text()))
+    rows = np.linspace(0, len(latents.values) - 1, min(32, len(latents.values))).astype(int)
+    some = torch.from_numpy(latents.values[rows]).to(next(vae.parameters()))
+    importance = pixel_importance(vae, some).cpu()
+    whitening = Whitening.fit(latents.mean, latents.std, importance, plan.whitening_power)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(whitening.to_dict()))
+    os.replace(temporary, path)
+    return whitening
+
+
+def build(plan: DiTPlan) -> TextToVideo:
+    """The untrained networks, seeded."""
+    torch.manual_seed(plan.seed)
+    return TextToVideo(DiT(plan.config), WordTransformer(replace(plan.text, words=tuple(vocabulary()), width=plan.config.text_width)))
+
+
+def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening) -> Parts:
+    """A copy of the networks in fp32 with all that a pipeline needs beside them."""
+    whole = copy.deepcopy(model).float().cpu().eval()
+    shape = plan.clips
+    defaults = {"width": shape.width, "height": shape.height, "frames": shape.frames, "fps": shape.fps}
+    return Parts(vae.cpu(), whole.dit, whole.text, whitening, SchedulerConfig(shift=plan.shift), defaults)
+
+
+def train(
+    plan: DiTPlan,
+    out: str | Path,
+    resume: bool = False,
+    callbacks: Mapping[str, Callable[[int, Parts, Path], Mapping[str, float] | None]] | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Trains and exports `out/model`, a whole model folder. Callbacks "sample" and "score" get (step, Parts, folder).
+
+    Latents are cached first, in `out/latents` or `plan.latents`. Raises UserError for a plan that cannot run.
+    """
+    out = Path(out)
+    plan_check(plan)
+    device = torch.device(plan.device)
+    vae = load_vae(plan.vae)
+    folder = Path(plan.latents) if plan.latents else out / "latents"
+    frames = Path(plan.frames) if plan.frames else None
+    mark = vae_hash(vae)
+    latents = cache_latents(plan.clips, vae.to(device), mark, folder / "train", frames, say)
+    unseen = held_out(plan.clips, plan.validate_clips)
+    unseen_latents = cache_latents(unseen, vae, mark, folder / "validation", None, say)
+    whitening = fit_whitening(plan, vae, latents, out / "whitening.json")
+    model = build(plan).to(device)
+
+    def wrapped(call: Callable[[int, Parts, Path], Mapping[str, float] | None]) -> Callback:
+        return lambda step, averaged, where: call(step, parts(plan, averaged, vae, whitening), where)  # type: ignore[arg-type]
+
+    sample = make_batch(plan, latents, whitening, 0)
+    task = Task(
+        model=model,
+        batch=lambda step: make_batch(plan, latents, whitening, step),
+        loss=lambda module, batch: flow_loss(module, batch, device),
+        samples=plan.batch,
+        dtype=DTYPES[plan.dtype],
+        validate=lambda averaged: validate(plan, averaged, unseen_latents, whitening, device),
+        gflop=3 * plan.batch * model.dit.flops(len(sample.noisy) // len(sample.prompts), TEXT_TOKENS) / 1e9,
+        peak=matmul_peak(device, DTYPES[plan.dtype]),
+    )
+    hooks = hooks_of(plan.loop, {name: wrapped(call) for name, call in (callbacks or {}).items()})
+    outcome = run_task(task, plan, out, resume, hooks)
+    final = build(plan)
+    final.load_state_dict(outcome.weights)
+    save_pretrained(parts(plan, final, vae, whitening), out / "model", overwrite=True)
+    return outcome
+
+
+TEXT_TOKENS = 12  # a caption's usual length, for the count of operations
+
+
+def plan_check(plan: DiTPlan) -> None:
+    """Raises UserError for values that no run can have."""
+    if plan.dtype not in DTYPES:
+        raise UserError(f"dtype: '{plan.dtype}' is unknown; one of {', '.join(DTYPES)}")
+    if not plan.vae:
+        raise UserError("vae: name the folder of a trained VAE, for example --set vae=runs/tiny-vae")
+    for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
+        if value < 1:
+            raise UserError(f"{name}: {value} must be at least 1")
+    if len(plan.styles) != 3 or min(plan.styles) < 0 or sum(plan.styles) <= 0:
+        raise UserError(f"styles: {plan.styles} must be three shares, for example 0.25,0.55,0.2")
+
+
+def vae_hash(vae: VideoVAE) -> str:
+    """A short name of the VAE's weights, under which latents are cached."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def dry_run(plan: DiTPlan) -> str:
+    """What a run of this plan would do, as text; nothing is rendered or written."""
+    model = build(plan)
+    sizes = [sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in (model.dit, model.text)]
+    vae = VideoVAE(load_vae(plan.vae).config) if plan.vae else VideoVAE()
+    c = plan.clips
+    latent = (-(-(c.frames - 1) // 4) + 1, -(-c.height // 8), -(-c.width // 8))
+    tokens = int(np.prod([-(-size // p) for size, p in zip(latent, plan.config.patch, strict=True)]))
+    gflop = 3 * plan.batch * model.dit.flops(tokens, TEXT_TOKENS) / 1e9
+    peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
+    disk = c.count * int(np.prod(latent)) * vae.config.latent_channels * 2 / 1e9
+    return "\n".join(
+        [
+            f"train dit: {sizes[0]:.2f} M parameters + text {sizes[1]:.2f} M, {plan.loop.steps} steps of {plan.batch} clips",
+            f"latents {latent}, {tokens} tokens per clip; caches {c.count} clips, {disk:.2f} GB",
+            f"{gflop:.1f} GFLOP per step; matmul peak here {peak:.0f} GFLOP/s in {plan.dtype}: at least "
+            f"{gflop / peak * plan.loop.steps / 3600:.2f} h",
+            describe(plan),
+        ]
+    )
