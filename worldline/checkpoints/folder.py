@@ -125,7 +125,8 @@ def export(
     parts = load_parts(_inside("--dit", Path(dit), "model", INDEX))
     if vae is not None:
         place = _inside("--vae", Path(vae), "vae", CONFIG_NAMES["vae"])
-        other = VideoVAE(_config(VAEConfig, layout.read_json(place / CONFIG_NAMES["vae"]), place))
+        values = {key: v for key, v in layout.read_json(place / CONFIG_NAMES["vae"]).items() if key != "whitening"}
+        other = VideoVAE(_config(VAEConfig, values, place))
         load_weights(other, sorted(place.glob("*.safetensors")))
         _check_same_encoder(parts.vae, other)
         parts = replace(parts, vae=other)
