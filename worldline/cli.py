@@ -359,7 +359,7 @@ def _add_train(verbs: Verbs) -> None:
     add("what", choices=("vae", "dit"), help="which of the two")
     add("--recipe", default="tiny", help="plan to start from")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, for example optim.lr=1e-4")
-    add("--out", default=None, help="folder of the run; runs/<recipe>-<what> unless given")
+    add("--out", default=None, help="folder of the run; runs/<name of the plan> unless given")
     add("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     add("--dry-run", action="store_true", help="print the plan and its cost, train nothing")
 
@@ -376,8 +376,11 @@ def run_train(args: argparse.Namespace) -> None:
     trainer = importlib.import_module(f"worldline.train.{args.what}")
     if args.dry_run:
         return emit(args, plan_dict(plan), trainer.dry_run(plan))
-    out = Path(args.out or f"runs/{args.recipe}-{args.what}")
-    outcome = trainer.train(plan, out, resume=args.resume, say=lambda line: print(line, file=sys.stderr))
+    from worldline.generate.preview import reconstruction_sheet, sample_sheet
+
+    out = Path(args.out or f"runs/{plan.name}")
+    callbacks = {"sample": reconstruction_sheet if args.what == "vae" else sample_sheet}
+    outcome = trainer.train(plan, out, args.resume, callbacks, say=lambda line: print(line, file=sys.stderr))
     data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
     state = "finished" if outcome.finished else "stopped, continue with --resume"
     emit(args, data, f"{out}: {state} at step {outcome.step}")

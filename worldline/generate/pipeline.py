@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,9 @@ class Pipeline:
         self.model_hash = identity
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or fast_dtype(self.device)
-        self.vae = parts.vae.to(self.device, self.dtype)
-        self.dit = parts.dit.to(self.device, self.dtype)
+        # Copies: the parts may belong to a training run, which needs them as they are.
+        self.vae = copy.deepcopy(parts.vae).to(self.device, self.dtype)
+        self.dit = copy.deepcopy(parts.dit).to(self.device, self.dtype)
         self.text = CachedText(parts.text)
         self.timings: dict[str, float] = {}
 
@@ -118,7 +120,8 @@ class Pipeline:
                 f"the model was not taught {listed} and may misread it; `worldline worlds render` shows its words"
             )
         with torch.inference_mode():
-            if bool(self.text.encode([request.prompt]).truncated[0]):
+            truncated = self.text.encode([request.prompt]).truncated
+            if truncated is not None and bool(truncated[0]):
                 lines.append("the prompt is longer than the model reads; its end is ignored")
         return lines
 
