@@ -256,7 +256,7 @@ class VideoVAE(nn.Module):
             head.weight.zero_()
         self.encoder.head.bias[self.config.latent_channels :] = -6.0
         nn.init.orthogonal_(self.encoder.pca.weight)
-        self.decoder.pca.weight.copy_(self.encoder.pca.weight.T)
+        self.decoder.pca.weight.copy_(self.encoder.pca.weight.T[self._decoder_order()])
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
@@ -282,8 +282,9 @@ class VideoVAE(nn.Module):
         encoder, decoder = self.encoder, self.decoder
         encoder.pca.weight.copy_((basis / scale).T)
         encoder.pca.bias.copy_(-(mean.double() @ basis) / scale)
-        decoder.pca.weight.copy_(basis * scale)
-        decoder.pca.bias.copy_(mean)
+        order = self._decoder_order()
+        decoder.pca.weight.copy_((basis * scale)[order])
+        decoder.pca.bias.copy_(mean[order])
         encoder.head.bias[channels:] = torch.log(0.02 * kept[-1] / kept).to(encoder.head.bias)
         residual = float(variance[channels:].sum() / self.config.patch_dim)  # mean squared error per pixel
         return 10.0 * math.log10(4.0 / max(residual, 1e-12))
@@ -315,6 +316,13 @@ class VideoVAE(nn.Module):
             x = x[:, :, self.config.temporal - 1 :]
             history.started = True
         return x
+
+    def _decoder_order(self) -> Tensor:
+        """Index into the encoder's order of a patch (folds of 4, 2) for each value of the decoder's (2, 2, 2)."""
+        place = torch.arange(float(self.config.patch_dim)).reshape(1, 1, 1, 1, -1)
+        patch = unfold(depth_to_space(place, 2), self.config.temporal, self.config.spatial // 2)  # (1, 3, 4, 8, 8)
+        fine = fold(patch, self.config.temporal, self.config.spatial // 4)
+        return space_to_depth(space_to_depth(fine, 2), 2).flatten().long()
 
     def _lead(self, x: Tensor) -> Tensor:
         """Repeat the first frame so that it fills a group of its own."""
