@@ -167,6 +167,7 @@ def _length(film: Path) -> int:
 
 
 def _frames(film: Path) -> Iterator[av.VideoFrame]:
+    """Decoded but not converted: most frames belong to no clip, and conversion to RGB costs more than decoding."""
     with av.open(str(film)) as container:
         container.streams.video[0].thread_type = "AUTO"
         yield from container.decode(video=0)
