@@ -169,6 +169,45 @@ def test_help_needs_no_torch_and_half_a_second() -> None:
     assert min(times) <= 0.5
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "--size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "--size"),
+        (OSError(28, "No space left on device"), 2, "No space left"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_too(
+    error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worldline.cli.run_info", refuse)
+    assert main(["info"]) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_our_own_mistakes_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("worldline.cli.run_info", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["info"])
+
+
+def test_info_counts_what_the_headers_say(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "../model", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["parameters"] == 18
+    assert main(["info", "../model"]) == 0
+    assert data["hash"][:16] in capsys.readouterr().out
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
