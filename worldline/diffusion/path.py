@@ -104,9 +104,7 @@ def split(path: Path, kind: Prediction, predicted: Tensor, x_t: Tensor, t: Tenso
     return (b * x_t - sigma * predicted) / determinant, (alpha * predicted - a * x_t) / determinant
 
 
-def convert(
-    path: Path, kind: Prediction, to: Prediction, predicted: Tensor, x_t: Tensor, t: Tensor
-) -> Tensor:
+def convert(path: Path, kind: Prediction, to: Prediction, predicted: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """A prediction of one kind as another. predicted, x_t (B, ...); t () or (B,)."""
     if kind == to:
         return predicted

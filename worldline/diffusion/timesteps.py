@@ -10,9 +10,7 @@ from torch import Tensor
 from worldline.errors import UserError
 
 
-def logit_normal(
-    n: int, generator: torch.Generator | None = None, mean: float = 0.0, std: float = 1.0
-) -> Tensor:
+def logit_normal(n: int, generator: torch.Generator | None = None, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """(n,) timesteps, sigmoid of a normal (Esser et al. 2024, Stable Diffusion 3, sec. 3.1)."""
     return torch.sigmoid(torch.randn(n, generator=generator) * std + mean)
 

@@ -51,7 +51,7 @@ def known_frames(frames: Mapping[int, Tensor], shape: Sequence[int]) -> Conditio
     for index, latents in frames.items():
         start = index if index >= 0 else index + shape[1]
         stop = start + latents.shape[1]
-        fits = 0 <= start and stop <= shape[1] and latents.shape[0] == shape[0]
+        fits = start >= 0 and stop <= shape[1] and latents.shape[0] == shape[0]
         if not fits or latents.shape[2:] != tuple(shape[2:]):
             raise UserError(f"known frame {index} {tuple(latents.shape)} does not fit into {tuple(shape)}")
         conditions.known[:, start:stop] = latents
@@ -87,9 +87,8 @@ def random_mask(rng: np.random.Generator, shape: Sequence[int], nothing: float =
         mask[:, : rng.integers(1, t)] = 1
     elif kind == "last":
         mask[:, -1:] = 1
-    elif kind == "ends":
+    elif kind == "ends" and t > 2:
         mask[:, :1] = mask[:, -1:] = 1
-        mask[:, 1:-1] = 0
     else:
         mask[:, :: rng.integers(2, max(t, 3))] = 1
     return mask

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from worldline.errors import UserError
 from worldline.nn.attention import Segments, attention
-from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise
+from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, add_gated, modulate, rms_normalise
 from worldline.nn.rope import Rope, rope_tables, rotate
 
 
@@ -26,6 +26,7 @@ class DiTConfig:
         text_width: width of the text states.
         mlp_ratio: hidden width of the MLP / width.
         mlp_gelu: "none" (exact) or "tanh".
+        bias: whether the blocks' matrices carry biases; the modulation's shifts do most of their work.
         rope_axes: channels of a head for (t, h, w); must sum to the head dimension.
         rope_theta: base of the rotary frequencies.
         learned_positions: rows of the learned absolute tables for (t, h, w); farther tokens read the last
@@ -41,6 +42,7 @@ class DiTConfig:
     text_width: int = 256
     mlp_ratio: float = 4.0
     mlp_gelu: str = "none"
+    bias: bool = False
     rope_axes: tuple[int, int, int] = (16, 24, 24)
     rope_theta: float = 100.0
     learned_positions: tuple[int, int, int] = (32, 32, 32)
@@ -84,17 +86,19 @@ class SelfAttention(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.gain = nn.Parameter(torch.empty(2, 1, config.head_dim))  # of queries, of keys
-        self.out = nn.Linear(config.width, config.width)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
         """x (N, width) -> (N, width)."""
         qkv = self.qkv(x).view(len(x), 3 * self.heads, self.head_dim)
         qk, v = qkv.split([2 * self.heads, self.heads], dim=1)
-        gain = self.gain.expand(2, self.heads, self.head_dim).flatten(0, 1)  # (2*heads, head_dim)
+        # The queries' gain carries the scale of the scores, which would cost a pass of its own.
+        gain = torch.cat([self.gain[0] * self.head_dim**-0.5, self.gain[1]])  # (2, head_dim)
+        gain = gain.repeat_interleave(self.heads, dim=0)  # (2*heads, head_dim)
         q, k = rotate(rms_normalise(qk) * gain, rope).chunk(2, dim=1)  # (N, heads, head_dim)
-        return self.out(attention(q, k, v, segments).flatten(1))  # type: ignore[no-any-return]
+        return self.out(attention(q, k, v, segments, scale=1.0).flatten(1))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -103,17 +107,18 @@ class CrossAttention(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.q = nn.Linear(config.width, config.width)
-        self.kv = nn.Linear(config.width, 2 * config.width)
+        self.q = nn.Linear(config.width, config.width, bias=config.bias)
+        self.kv = nn.Linear(config.width, 2 * config.width, bias=config.bias)
         self.gain = nn.Parameter(torch.empty(2, config.head_dim))  # of queries, of keys
-        self.out = nn.Linear(config.width, config.width)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, text: Tensor, segments: Segments, text_segments: Segments) -> Tensor:
         """x (N, width), text (M, width) -> (N, width)."""
-        q = rms_normalise(self.q(x).view(len(x), self.heads, self.head_dim)) * self.gain[0]
+        q = rms_normalise(self.q(x).view(len(x), self.heads, self.head_dim))
+        q = q * (self.gain[0] * self.head_dim**-0.5)  # the gain carries the scale of the scores
         k, v = self.kv(text).view(len(text), 2 * self.heads, self.head_dim).chunk(2, dim=1)
         k = rms_normalise(k) * self.gain[1]
-        return self.out(attention(q, k, v, segments, text_segments).flatten(1))  # type: ignore[no-any-return]
+        return self.out(attention(q, k, v, segments, text_segments, scale=1.0).flatten(1))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -123,7 +128,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention = SelfAttention(config)
         self.cross = CrossAttention(config)
-        self.mlp = MLP(config.width, round(config.width * config.mlp_ratio), config.mlp_gelu)
+        self.mlp = MLP(config.width, round(config.width * config.mlp_ratio), config.mlp_gelu, config.bias)
         self.table = nn.Parameter(torch.empty(6, 1, config.width))
 
     def forward(self, x: Tensor, text: Tensor, modulation: Tensor, context: _Context) -> Tensor:
@@ -132,10 +137,10 @@ class Block(nn.Module):
         parts = (modulation + self.table).unbind()  # 6 x (U, width)
         shift1, scale1, gate1, shift2, scale2, gate2 = (rows.gather(part) for part in parts)
         h = modulate(rms_normalise(x), shift1, scale1)  # (N, width)
-        x = torch.addcmul(x, gate1, self.attention(h, context.rope, context.segments))
+        x = add_gated(x, gate1, self.attention(h, context.rope, context.segments))
         x = x + self.cross(rms_normalise(x), text, context.segments, context.text_segments)
         h = modulate(rms_normalise(x), shift2, scale2)
-        return torch.addcmul(x, gate2, self.mlp(h))
+        return add_gated(x, gate2, self.mlp(h))
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,8 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for position in self.positions:
             nn.init.normal_(position, std=0.02)
         for block in self.blocks:
@@ -245,11 +251,16 @@ class DiT(nn.Module):
         mask = tokens.new_zeros(len(tokens), self.config.cells) if mask is None else mask
         dtype = self.embed.weight.dtype
         x = self.embed(torch.cat([tokens.to(dtype), known.to(dtype), mask.to(dtype)], dim=-1))
+        # One matmul reads all tables and sums their gradients in fp32.
+        tables = torch.cat(list(self.positions))  # (rows of all axes, width)
+        one_hot = torch.zeros(len(x), len(tables), dtype=dtype, device=x.device)
+        first = 0
         for axis, table in enumerate(self.positions):
             if len(table):
-                index = coords[:, axis].clamp(max=len(table) - 1)
-                x = x + RowIndex(index, len(table), dtype).gather(table)
-        return x
+                index = coords[:, axis, None].clamp(max=len(table) - 1) + first
+                one_hot.scatter_(1, index, 1.0)
+            first += len(table)
+        return torch.addmm(x, one_hot, tables)
 
     def flops(self, tokens: int, text: int) -> int:
         """Floating-point operations of the matmuls and attention of one forward pass over one sample.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import functional as F
 
 # Scores of one head above this many entries are left to the fused kernel, which never stores them.
@@ -44,6 +46,53 @@ class Segments:
             self._padded[samples] = (starts + place.minimum(lengths - 1), absent)
         return self._padded[samples]
 
+    @cached_property
+    def padding(self) -> tuple[Tensor, Tensor | None]:
+        """`padded_rows` of all samples."""
+        return self.padded_rows(tuple(range(len(self.lengths))))
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """(N,) where each row stands among the flattened padded rows."""
+        longest = max(self.lengths)
+        places = [torch.arange(n, device=self.device) + i * longest for i, n in enumerate(self.lengths)]
+        return torch.cat(places)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Rows (N, ...) of all samples as one batch (B, longest, ...). Absent rows must not reach the loss."""
+        where, _ = self.padding
+        rows: Tensor = _PadRows.apply(x, where.flatten(), self._places)  # type: ignore[no-untyped-call]
+        return rows.unflatten(0, where.shape)
+
+
+class _PadRows(Function):
+    """rows = x[where]; rows that stand for absent keys get no gradient, so the backward is a gather as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, where: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, where)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return grads[0].contiguous().index_select(0, back), None, None
+
+
+class _Softmax(Function):
+    """Softmax over the last axis, in fp32 inside: on a CPU the bf16 forward is twice as slow as this."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        weights = scores.float().softmax(-1).to(scores.dtype)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        return torch._softmax_backward_data(grads[0], weights, -1, weights.dtype)
+
 
 def as_segments(cu_seqlens: Tensor | Segments) -> Segments:
     """Segments of cumulative lengths; given Segments, those."""
@@ -67,7 +116,12 @@ def reference(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor | None
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | Segments, cu_k: Tensor | Segments | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor | Segments,
+    cu_k: Tensor | Segments | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Attention inside each sample of a packed sequence.
 
@@ -78,26 +132,26 @@ def attention(
         k, v: (M, heads, dim) keys and values of all samples.
         cu_q: (B+1,) cumulative query lengths, or the `Segments` made from them.
         cu_k: the same for keys; None means those of the queries.
+        scale: of the scores; None means 1 / sqrt(dim), 1.0 that the queries already carry it.
 
     Returns:
         (N, heads, dim). A sample without keys gives zeros.
     """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries = as_segments(cu_q)
     keys = queries if cu_k is None else as_segments(cu_k)
     lq, lk = queries.common_length, keys.common_length
     if lq and lk:
         batch = len(queries.lengths)
         rows_q, rows_k = (batch, lq), (batch, lk)
-        return _dense(q.unflatten(0, rows_q), k.unflatten(0, rows_k), v.unflatten(0, rows_k), None).flatten(
-            0, 1
-        )
+        return _dense(q.unflatten(0, rows_q), k.unflatten(0, rows_k), v.unflatten(0, rows_k), None, scale).flatten(0, 1)
     if lq and min(keys.lengths) > 0:
-        rows, absent = keys.padded_rows(tuple(range(len(keys.lengths))))
-        return _dense(q.unflatten(0, rows.shape[:1] + (lq,)), k[rows], v[rows], absent).flatten(0, 1)
-    return _grouped(q, k, v, queries, keys)
+        k, v = keys.pad(k), keys.pad(v)
+        return _dense(q.unflatten(0, (len(k), lq)), k, v, keys.padding[1], scale).flatten(0, 1)
+    return _grouped(q, k, v, queries, keys, scale)
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
+def _grouped(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments, scale: float) -> Tensor:
     """Samples grouped by query length, each group one padded batch."""
     groups: dict[int, list[int]] = defaultdict(list)
     for sample, (n, m) in enumerate(zip(queries.lengths, keys.lengths, strict=True)):
@@ -107,20 +161,21 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments)
     for group in groups.values():
         rows_q, _ = queries.padded_rows(tuple(group))
         rows_k, absent = keys.padded_rows(tuple(group))
-        mixed = _dense(q[rows_q], k[rows_k], v[rows_k], absent)  # (b, n, heads, dim)
+        mixed = _dense(q[rows_q], k[rows_k], v[rows_k], absent, scale)  # (b, n, heads, dim)
         out = out.index_copy(0, rows_q.flatten(), mixed.flatten(0, 1))
     return out
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Tensor | None) -> Tensor:
+def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Tensor | None, scale: float) -> Tensor:
     """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim), absent (b, m) -> (b, n, heads, dim)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, n, dim)
     # On a CPU the fused kernel's backward is five times slower than storing short scores.
     if q.device.type != "cpu" or q.shape[2] * k.shape[2] > MAX_STORED_SCORES:
         present = None if absent is None else ~absent[:, None, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=present).transpose(1, 2)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (b, heads, n, m)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=present, scale=scale).transpose(1, 2)
+    scores = (q if scale == 1.0 else q * scale) @ k.transpose(-1, -2)  # (b, heads, n, m)
     if absent is not None:
         bias = torch.zeros(absent.shape, dtype=q.dtype).masked_fill_(absent, float("-inf"))
         scores = scores + bias[:, None, None]
-    return (scores.softmax(-1) @ v).transpose(1, 2)
+    weights: Tensor = _Softmax.apply(scores)  # type: ignore[no-untyped-call]
+    return (weights @ v).transpose(1, 2)

@@ -56,6 +56,9 @@ class _GatherRows(Function):
 class RowIndex:
     """Which row of a small table every token reads; built once per forward pass and shared by all blocks.
 
+    Neighbours that read the same row form runs, and the longest length that divides all of them is read as one:
+    a sample with one timestep costs one row, a sample whose first frame is known costs one row per frame.
+
     Args:
         index: (N,) integers in [0, rows).
         rows: number of rows of the tables this index will read.
@@ -66,6 +69,8 @@ class RowIndex:
     MAX_ONE_HOT_ROWS = 256
 
     def __init__(self, index: Tensor, rows: int, dtype: torch.dtype) -> None:
+        runs = torch.unique_consecutive(index, return_counts=True)[1].tolist()
+        index = index[:: math.gcd(*runs)]
         self.index = index
         self.one_hot: Tensor | None = None
         if rows <= self.MAX_ONE_HOT_ROWS and torch.is_grad_enabled():
@@ -73,16 +78,25 @@ class RowIndex:
             self.one_hot.scatter_(1, index[:, None], 1.0)
 
     def gather(self, table: Tensor) -> Tensor:
-        """table (rows, D) -> (N, D)."""
+        """table (rows, D) -> (runs, 1, D), to broadcast over the tokens of a run."""
         if self.one_hot is None:
-            return table.index_select(0, self.index)
+            return table.index_select(0, self.index)[:, None]
         rows: Tensor = _GatherRows.apply(table, self.index, self.one_hot)  # type: ignore[no-untyped-call]
-        return rows
+        return rows[:, None]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """shift + x * scale, all (N, D); the caller has added the one to `scale` (DiT, sec. 3.2)."""
-    return torch.addcmul(shift, x, scale)
+    """shift + x * scale (DiT, sec. 3.2; the caller has added the one to `scale`).
+
+    x: (N, D); shift, scale: (runs, 1, D) from `RowIndex.gather`.
+    """
+    return torch.addcmul(shift, x.view(len(shift), -1, x.shape[-1]), scale).view(x.shape)
+
+
+def add_gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y. x, y: (N, D); gate: (runs, 1, D)."""
+    runs = (len(gate), -1, x.shape[-1])
+    return torch.addcmul(x.view(runs), gate, y.view(runs)).view(x.shape)
 
 
 def sinusoids(timestep: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -118,11 +132,11 @@ class MLP(nn.Module):
             checkpoints were mostly trained with "tanh".
     """
 
-    def __init__(self, width: int, hidden: int, approximate: str = "none") -> None:
+    def __init__(self, width: int, hidden: int, approximate: str = "none", bias: bool = True) -> None:
         super().__init__()
         self.approximate = approximate
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]

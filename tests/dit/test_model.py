@@ -1,0 +1,157 @@
+"""The transformer: packing changes nothing, every input matters, initialisation is as its table says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldline.dit.conditions import first_frame, place_known
+from worldline.dit.model import PRESETS, TINY, DiT, DiTConfig
+from worldline.dit.patchify import pack
+from worldline.errors import UserError
+
+CONFIG = DiTConfig(
+    in_channels=4, width=32, depth=2, heads=2, text_width=12, rope_axes=(4, 6, 6), learned_positions=(6, 6, 6)
+)
+
+
+def awake(config: DiTConfig = CONFIG, dtype: torch.dtype = torch.float32) -> DiT:
+    """A model none of whose matrices is zero, as after some training."""
+    torch.manual_seed(0)
+    model = DiT(config)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    return model.to(dtype)
+
+
+def inputs(sizes: list[tuple[int, int, int]], texts: list[int]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    packed = pack([torch.randn(4, *size, generator=generator) for size in sizes], CONFIG.patch)
+    lengths = packed.cu_seqlens.diff()
+    return {
+        "tokens": packed.tokens,
+        "coords": packed.coords,
+        "cu_seqlens": packed.cu_seqlens,
+        "timestep": torch.rand(len(sizes), generator=generator).repeat_interleave(lengths),
+        "text": torch.randn(sum(texts), 12, generator=generator),
+        "cu_text": torch.tensor([0, *texts]).cumsum(0),
+        "known": torch.zeros_like(packed.tokens),
+        "mask": torch.zeros(len(packed.tokens), 4),
+    }
+
+
+def sample(batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    (a, b), (c, d) = batch["cu_seqlens"][i : i + 2].tolist(), batch["cu_text"][i : i + 2].tolist()
+    part = {name: batch[name][a:b] for name in ("tokens", "coords", "timestep", "known", "mask")}
+    return part | {
+        "text": batch["text"][c:d],
+        "cu_seqlens": torch.tensor([0, b - a]),
+        "cu_text": torch.tensor([0, d - c]),
+    }
+
+
+RAGGED = inputs([(2, 4, 4), (1, 6, 4), (2, 4, 4), (3, 2, 2)], [3, 1, 5, 2])
+EQUAL = inputs([(2, 4, 4)] * 3, [3, 1, 5])
+
+
+@pytest.mark.parametrize("batch", [RAGGED, EQUAL], ids=["ragged", "equal"])
+def test_packed_equals_separate(batch: dict[str, Tensor]) -> None:
+    model = awake()
+    whole = model(**batch)
+    separate = torch.cat([model(**sample(batch, i)) for i in range(len(batch["cu_seqlens"]) - 1)])
+    assert whole.std() > 0.1
+    torch.testing.assert_close(whole, separate, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_packed_equal_the_sum_of_separate() -> None:
+    model = awake()
+    model(**RAGGED).square().sum().backward()
+    packed = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for i in range(4):
+        model(**sample(RAGGED, i)).square().sum().backward()
+    assert len(packed) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(packed[name], parameter.grad, atol=2e-4, rtol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", ["tokens", "coords", "timestep", "text", "known", "mask"])
+def test_every_input_matters(name: str) -> None:
+    model, batch = awake(), dict(EQUAL)
+    before = model(**batch)
+    batch[name] = 1 - batch[name] if name != "coords" else batch[name].flip(0)
+    assert (model(**batch) - before).abs().max() > 1e-3
+
+
+def test_word_order_of_text_is_the_encoders_business() -> None:
+    """Cross-attention itself is blind to order: what tells left from right comes in the states."""
+    model, part = awake(), sample(EQUAL, 2)
+    torch.testing.assert_close(model(**part), model(**part | {"text": part["text"].flip(0)}), atol=1e-5, rtol=1e-5)
+
+
+def test_known_and_mask_default_to_nothing_known() -> None:
+    model = awake()
+    bare = {k: v for k, v in EQUAL.items() if k not in ("known", "mask")}
+    assert torch.equal(model(**bare), model(**EQUAL))
+
+
+def test_timesteps_per_token() -> None:
+    """A token at time 0 among noisy ones is modulated by its own time."""
+    model, part = awake(), sample(EQUAL, 0)
+    known, mask = first_frame(torch.randn(4, 1, 4, 4), 2).tokens(CONFIG.patch)
+    tokens, timestep = place_known(part["tokens"], part["timestep"], known, mask)
+    mixed = model(**part | {"tokens": tokens, "timestep": timestep, "known": known, "mask": mask})
+    uniform = model(**part | {"tokens": tokens, "known": known, "mask": mask})
+    assert (mixed - uniform)[:4].abs().max() > 1e-3
+
+
+def test_initialisation() -> None:
+    model = DiT(CONFIG)
+    assert model(**RAGGED).abs().max() == 0
+    for block in model.blocks:
+        assert [block.table[i].mean().item() for i in range(6)] == pytest.approx([0, 1, 0.3] * 2)
+    assert model.modulation.weight.abs().max() == 0
+    assert model.blocks[0].attention.qkv.weight.std().item() == pytest.approx(32**-0.5, rel=0.1)
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    exact, low = awake()(**EQUAL), awake(dtype=torch.bfloat16)(**EQUAL)
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - exact).square().mean().sqrt() < 0.03 * exact.std()
+
+
+def test_far_positions_read_the_last_learned_row() -> None:
+    model = awake(replace(CONFIG, learned_positions=(2, 0, 1)))
+    assert model(**inputs([(4, 4, 4)], [2])).isfinite().all()
+
+
+def test_config_survives_json_and_refuses_what_cannot_be() -> None:
+    assert DiTConfig(**json.loads(json.dumps(asdict(TINY)))) == TINY
+    with pytest.raises(UserError, match="heads=3"):
+        DiTConfig(heads=3)
+    with pytest.raises(UserError, match="rope_axes"):
+        DiTConfig(rope_axes=(16, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("tiny", (5, 8)), ("small", (40, 60)), ("base", (100, 140)), ("xl", (500, 800))]
+)
+def test_presets_are_of_their_size(name: str, millions: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in DiT(PRESETS[name]).parameters()) / 1e6
+    assert millions[0] < count < millions[1]
+
+
+def test_flops_count_every_matmul() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, batch = awake(), inputs([(2, 4, 4)], [5])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**batch)
+    # Timestep embedding and learned positions are left out: they do not grow with width squared times tokens.
+    assert model.flops(8, 5) == pytest.approx(counter.get_total_flops(), rel=0.45)
+    assert model.flops(8, 5) <= counter.get_total_flops()

@@ -1,0 +1,109 @@
+"""The hand-written layers against their equations and numerical gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldline.errors import UserError
+from worldline.nn.layers import RowIndex, add_gated, modulate, rms_normalise, sinusoids
+from worldline.nn.rope import Rope, rope_tables, rotate
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_rms_rows_have_unit_mean_square() -> None:
+    y = rms_normalise(normal(5, 16).float() * 30, eps=0.0)
+    torch.testing.assert_close(y.square().mean(-1), torch.ones(5))
+
+
+def test_rms_ignores_scale_and_survives_zero() -> None:
+    x = normal(4, 8).float()
+    torch.testing.assert_close(rms_normalise(7 * x, 1e-12), rms_normalise(x, 1e-12))
+    assert rms_normalise(torch.zeros(2, 8)).abs().max() == 0
+
+
+def test_rms_gradient_equals_autograd_of_the_equation() -> None:
+    x, weight = normal(6, 8).requires_grad_(), normal(6, 8, seed=1)
+    (want,) = torch.autograd.grad((x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight).sum(), x)
+    (have,) = torch.autograd.grad((rms_normalise(x) * weight).sum(), x)
+    torch.testing.assert_close(have, want, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("index", [[0, 0, 2, 2, 2, 2, 1, 1], [0, 1, 1, 2, 0, 0, 0, 1]], ids=["runs of 2", "no runs"])
+def test_modulation_reads_each_tokens_row(index: list[int]) -> None:
+    rows, table, x = torch.tensor(index), normal(3, 4).requires_grad_(), normal(8, 4, seed=1)
+    reader = RowIndex(rows, 3, torch.float64)
+    gathered = reader.gather(table)
+    torch.testing.assert_close(modulate(x, gathered, gathered), table[rows] + x * table[rows])
+    torch.testing.assert_close(add_gated(x, gathered, x), x + x * table[rows])
+    (have,) = torch.autograd.grad(modulate(x, gathered, gathered).square().sum(), table)
+    (want,) = torch.autograd.grad((table[rows] + x * table[rows]).square().sum(), table)
+    torch.testing.assert_close(have, want)
+
+
+def test_runs_shorten_the_gather() -> None:
+    assert len(RowIndex(torch.tensor([0, 0, 0, 0, 1, 1]), 2, torch.float32).index) == 3
+
+
+def test_many_rows_take_the_other_path() -> None:
+    rows, table = torch.arange(300).flip(0), normal(300, 2)
+    reader = RowIndex(rows, 300, torch.float64)
+    assert reader.one_hot is None
+    torch.testing.assert_close(reader.gather(table)[:, 0], table[rows])
+
+
+def test_sinusoids_tell_times_apart_and_start_at_one_and_zero() -> None:
+    features = sinusoids(torch.tensor([0.0, 0.5, 0.501]), 8)
+    torch.testing.assert_close(features[0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    assert (features[1] - features[2]).abs().max() > 0.1
+
+
+AXES = (4, 6, 6)
+
+
+def tables(coords: Tensor) -> Rope:
+    return rope_tables(coords, AXES, 100.0, torch.float64)
+
+
+def grid() -> Tensor:
+    return torch.tensor([[0, 0, 0], [1, 2, 3], [4, 0, 1], [2, 2, 2]])
+
+
+def test_rotation_keeps_length_and_origin() -> None:
+    x = normal(4, 2, 16)
+    y = rotate(x, tables(grid()))
+    torch.testing.assert_close(y.norm(dim=-1), x.norm(dim=-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[0], x[0])
+
+
+def test_scores_depend_on_the_difference_of_positions_alone() -> None:
+    q, k = normal(4, 1, 16), normal(4, 1, 16, seed=1)
+    moved = grid() + torch.tensor([3, 5, 2])
+    here = torch.einsum("nhd,mhd->nm", rotate(q, tables(grid())), rotate(k, tables(grid())))
+    there = torch.einsum("nhd,mhd->nm", rotate(q, tables(moved)), rotate(k, tables(moved)))
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)  # angles are computed in fp32
+    still = torch.einsum("nhd,mhd->nm", q, k)
+    assert (here - still).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_each_axis_turns_its_own_channels(axis: int) -> None:
+    coords = torch.zeros(1, 3, dtype=torch.long)
+    coords[0, axis] = 5
+    turned = (rotate(torch.ones(1, 1, 16, dtype=torch.float64), tables(coords)) != 1).flatten()[:8]
+    bands = torch.tensor([0] * 2 + [1] * 3 + [2] * 3)
+    assert torch.equal(turned, bands == axis)
+
+
+def test_rotation_gradient() -> None:
+    rope = tables(grid())
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rope), normal(4, 2, 16).requires_grad_())
+
+
+def test_odd_axes_are_refused() -> None:
+    with pytest.raises(UserError, match="rope_axes"):
+        rope_tables(grid(), (3, 7, 6), 100.0, torch.float32)
