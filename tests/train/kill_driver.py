@@ -1,4 +1,4 @@
-"""Kills one toy training run with SIGKILL again and again, resumes it to its end, and compares it with an untouched run.
+"""Kills one toy training run with SIGKILL again and again, resumes it to its end, and compares it with a whole one.
 
 Run as `python kill_driver.py FOLDER KILLS`. It is its own process with one thread, so that a fork is safe and the
 import of torch is paid once; prints one line of JSON.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from toys import ToyPlan, toy_task
+
 from worldline.train import checkpoint
 from worldline.train.loop import train
 from worldline.train.plan import LoopPlan

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+
 from worldline.train.ema import EMA
 from worldline.train.optim import AdamW
 from worldline.train.plan import OptimPlan

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+
 from worldline.errors import UserError
 from worldline.recipes import tiny
 from worldline.train.plan import OptimPlan, plan_changes, plan_dict, plan_overrides, seed_of, torch_rng

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
 from worldline.train.loop import Task
 from worldline.train.plan import LoopPlan, OptimPlan, torch_rng
 

@@ -1,7 +1,7 @@
 """The recipe of the shipped model, worldline-tiny: 17 frames of 64x64 from nothing, on two CPU cores.
 
-    worldline train vae --recipe tiny
-    worldline train dit --recipe tiny
+worldline train vae --recipe tiny
+worldline train dit --recipe tiny
 """
 
 from __future__ import annotations

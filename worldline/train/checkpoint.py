@@ -103,7 +103,7 @@ def load_newest(folder: Path, say: Callable[[str], None] = print) -> Checkpoint 
         except Damaged as reason:
             aside = folder / f"damaged-{step:08d}-{os.getpid()}"
             os.rename(path, aside)
-            say(f"checkpoint {path.name} is damaged ({reason}); set aside as {aside.name}, falling back to the one before")
+            say(f"checkpoint {path.name} is damaged ({reason}); set aside as {aside.name}, trying the one before")
     return None
 
 

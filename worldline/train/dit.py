@@ -21,7 +21,7 @@ from worldline.dit.conditions import per_channel, place_known, random_mask
 from worldline.dit.model import DiT, DiTConfig
 from worldline.dit.patchify import patchify
 from worldline.errors import UserError
-from worldline.text import WordConfig, WordTransformer
+from worldline.text import CachedText, MiniLM, WordConfig, WordTransformer
 from worldline.train.loop import Callback, Outcome, Task, matmul_peak
 from worldline.train.loop import train as run_task
 from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, torch_rng
@@ -45,6 +45,7 @@ class DiTPlan:
     name: str = "dit"
     seed: int = 0
     config: DiTConfig = field(default_factory=DiTConfig)
+    encoder: str = "words"  # words: a WordTransformer trained along; minilm: frozen, its package installed
     text: WordConfig = field(default_factory=lambda: WordConfig(words=()))  # words and width are filled in
     clips: ClipsPlan = field(default_factory=lambda: ClipsPlan(count=65_536))
     frames: str = ""  # folder of clips that a VAE run rendered, used where they fit instead of rendering again
@@ -64,16 +65,19 @@ class DiTPlan:
 
 
 class TextToVideo(nn.Module):
-    """The two networks that learn together; the gradient of the velocity reaches the text encoder."""
+    """The networks that learn together: the velocity's gradient reaches the text encoder, unless that is frozen."""
 
-    def __init__(self, dit: DiT, text: WordTransformer) -> None:
+    def __init__(self, dit: DiT, text: WordTransformer | CachedText) -> None:
         super().__init__()
         self.dit = dit
         self.text = text
 
     def forward(self, batch: Batch, device: torch.device) -> Tensor:
         """Velocity (N, D) of the batch's tokens."""
-        states = self.text(self.text.tokens(batch.prompts), batch.words)
+        if isinstance(self.text, WordTransformer):
+            states = self.text(self.text.tokens(batch.prompts), batch.words)
+        else:
+            states = self.text.encode(batch.prompts)
         on = batch.to(device)
         return self.dit(  # type: ignore[no-any-return]
             on.noisy, on.coords, on.cu_seqlens, on.timestep, states.states, states.cu_seqlens, on.known, on.mask
@@ -98,8 +102,17 @@ class Batch:
         """The same on `device`."""
         if device.type == "cpu":
             return self
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return Batch(
+            noisy=self.noisy.to(device, non_blocking=True),
+            target=self.target.to(device, non_blocking=True),
+            coords=self.coords.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            timestep=self.timestep.to(device, non_blocking=True),
+            known=self.known.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            prompts=self.prompts,
+            words=self.words,
+        )
 
 
 def assemble(
@@ -139,8 +152,8 @@ def prompt_of(plan: DiTPlan, scene: str, rng: np.random.Generator) -> str:
     """A caption of the scene in a drawn style, or the empty prompt."""
     if rng.random() < plan.drop_text:
         return ""
-    style = ("short", "paraphrase", "dense")[int(np.searchsorted(np.cumsum(plan.styles), rng.random() * sum(plan.styles)))]
-    return caption(Scene.from_json(scene), rng, style)
+    style = rng.choice(("short", "paraphrase", "dense"), p=np.array(plan.styles) / sum(plan.styles))
+    return caption(Scene.from_json(scene), rng, str(style))
 
 
 def flow_loss(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
@@ -189,7 +202,11 @@ def fit_whitening(plan: DiTPlan, vae: VideoVAE, latents: Latents, path: Path) ->
 def build(plan: DiTPlan) -> TextToVideo:
     """The untrained networks, seeded."""
     torch.manual_seed(plan.seed)
-    return TextToVideo(DiT(plan.config), WordTransformer(replace(plan.text, words=tuple(vocabulary()), width=plan.config.text_width)))
+    if plan.encoder == "minilm":
+        frozen = CachedText(MiniLM())
+        return TextToVideo(DiT(replace(plan.config, text_width=frozen.width)), frozen)
+    words = replace(plan.text, words=tuple(vocabulary()), width=plan.config.text_width)
+    return TextToVideo(DiT(plan.config), WordTransformer(words))
 
 
 def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening) -> Parts:
@@ -253,6 +270,8 @@ def plan_check(plan: DiTPlan) -> None:
     """Raises UserError for values that no run can have."""
     if plan.dtype not in DTYPES:
         raise UserError(f"dtype: '{plan.dtype}' is unknown; one of {', '.join(DTYPES)}")
+    if plan.encoder not in ("words", "minilm"):
+        raise UserError(f"encoder: '{plan.encoder}' is unknown; one of words, minilm")
     if not plan.vae:
         raise UserError("vae: name the folder of a trained VAE, for example --set vae=runs/tiny-vae")
     for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
@@ -273,7 +292,7 @@ def vae_hash(vae: VideoVAE) -> str:
 def dry_run(plan: DiTPlan) -> str:
     """What a run of this plan would do, as text; nothing is rendered or written."""
     model = build(plan)
-    sizes = [sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in (model.dit, model.text)]
+    size = sum(parameter.numel() for parameter in model.parameters())
     vae = VideoVAE(load_vae(plan.vae).config) if plan.vae else VideoVAE()
     c = plan.clips
     latent = (-(-(c.frames - 1) // 4) + 1, -(-c.height // 8), -(-c.width // 8))
@@ -283,7 +302,7 @@ def dry_run(plan: DiTPlan) -> str:
     disk = c.count * int(np.prod(latent)) * vae.config.latent_channels * 2 / 1e9
     return "\n".join(
         [
-            f"train dit: {sizes[0]:.2f} M parameters + text {sizes[1]:.2f} M, {plan.loop.steps} steps of {plan.batch} clips",
+            f"train dit: {size / 1e6:.2f} M parameters, {plan.loop.steps} steps of {plan.batch} clips",
             f"latents {latent}, {tokens} tokens per clip; caches {c.count} clips, {disk:.2f} GB",
             f"{gflop:.1f} GFLOP per step; matmul peak here {peak:.0f} GFLOP/s in {plan.dtype}: at least "
             f"{gflop / peak * plan.loop.steps / 3600:.2f} h",

@@ -1,4 +1,4 @@
-"""What a run says about itself: a progress line for people, `log.jsonl` for programs, TensorBoard when it is installed."""
+"""What a run says of itself: a progress line for people, `log.jsonl` for programs, TensorBoard when installed."""
 
 from __future__ import annotations
 

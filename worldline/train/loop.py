@@ -126,7 +126,7 @@ class Run:
             wrong = [name for name, value in members.items() if name not in saved or saved[name].shape != value.shape]
             if wrong or len(saved) != len(members):
                 name = wrong[0] if wrong else next(name for name in saved if name not in members)
-                raise UserError(f"resume: the checkpoint in {self.folder} is of another model ('{name}' does not fit the plan)")
+                raise UserError(f"resume: {self.folder} holds another model ('{name}' does not fit the plan)")
             for name, value in members.items():
                 value.copy_(saved[name])
         self.optimizer.publish()
@@ -147,7 +147,7 @@ class Run:
         return self._shadow.eval()
 
     def advance(self, batch: Any) -> dict[str, float]:
-        """One step. A loss or gradient that is not finite is not applied: the weights stay, the step counts as skipped."""
+        """One step. A loss or gradient that is not finite changes no weight: the step counts as skipped."""
         lr = learning_rate(self.optim, self.step, self.limits.steps)
         loss, extra = self.task.loss(self.task.model, batch)
         value, norm = float(loss.detach()), math.nan
@@ -209,7 +209,8 @@ def _steps(run: Run, log: RunLog, hooks: Sequence[Hook], stopping: threading.Eve
             log.record(run.step, {"skipped": run.skipped, "loss": repr(values["loss"])})
             log.say(f"step {run.step}: loss {values['loss']} or its gradient is not finite; update skipped")
         if lost >= MAX_SKIPS:
-            raise UserError(f"optim.lr: {lost} updates in a row were not finite; try --set optim.lr={run.optim.lr / 3:.1g}")
+            lower = run.optim.lr / 3
+            raise UserError(f"optim.lr: {lost} updates in a row were not finite; try --set optim.lr={lower:.1g}")
         meter.add(values)
         last = run.step == limits.steps
         if last or _due(run.step, limits.log_every):

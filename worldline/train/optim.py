@@ -60,8 +60,9 @@ class FlatGroup:
         return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     def gather(self) -> None:
-        """Copies the gradients of the model into the fp32 vector (zero where a parameter took no part) and frees them."""
-        used = [(view, p.grad) for view, p in zip(self.grad_views, self.parameters, strict=True) if p.grad is not None]
+        """Copies the model's gradients into the fp32 vector (zero where a parameter took no part) and frees them."""
+        pairs = zip(self.grad_views, self.parameters, strict=True)
+        used = [(view, parameter.grad) for view, parameter in pairs if parameter.grad is not None]
         if len(used) < len(self.parameters):
             self.grad.zero_()
         torch._foreach_copy_([view for view, _ in used], [grad for _, grad in used])
@@ -74,7 +75,7 @@ class FlatGroup:
 
 
 class AdamW:
-    """Decoupled weight decay Adam (Loshchilov & Hutter 2019, algorithm 2) on `FlatGroup`s; matrices decay, the rest do not."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2); matrices decay, the rest do not."""
 
     def __init__(self, model: nn.Module, plan: OptimPlan) -> None:
         self.plan = plan
@@ -87,7 +88,7 @@ class AdamW:
         self.publish()
 
     def gather(self) -> float:
-        """Takes the gradients from the model, clips them to the plan's global norm; returns the norm before clipping."""
+        """Takes the model's gradients, clips them to the plan's global norm; returns the norm before clipping."""
         for group in self.groups:
             group.gather()
         norms = torch.stack([torch.linalg.vector_norm(group.grad) for group in self.groups])
@@ -119,7 +120,7 @@ class AdamW:
             group.publish()
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 master weight) of every trained parameter; the tensors are views that training goes on changing."""
+        """(name, fp32 master weight) of every trained parameter, as views that training goes on changing."""
         for group in self.groups:
             yield from zip(group.names, group.master_views, strict=True)
 

@@ -1,4 +1,4 @@
-"""Caches of world clips and of their latents, in slices: each slice appears by one rename, so work resumes where it stopped.
+"""Caches of world clips and of their latents, in slices: each appears by one rename, so work resumes where it stopped.
 
 Scene number i of a plan is a pure function of (plan.seed, i): a cache may grow, and the VAE and the DiT see the same
 worlds however many processes rendered them.
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from worldline.errors import UserError
 from worldline.train.plan import clock, numpy_rng, plan_dict
+from worldline.vae.model import VideoVAE
 from worldline.worlds.render import render
 from worldline.worlds.scene import Scene, sample_scene
 
@@ -102,7 +102,7 @@ class Latents:
 
 
 def cache_latents(
-    plan: ClipsPlan, vae: nn.Module, vae_hash: str, folder: Path, frames: Path | None = None, say: Say = print
+    plan: ClipsPlan, vae: VideoVAE, vae_hash: str, folder: Path, frames: Path | None = None, say: Say = print
 ) -> Latents:
     """Renders the clips of a plan and encodes them with `vae` into `folder`; frames are dropped once encoded.
 
@@ -122,13 +122,14 @@ def cache_latents(
 
 
 @torch.no_grad()
-def _encode_slice(plan: ClipsPlan, vae: nn.Module, clips: np.ndarray, folder: Path, number: int, batch: int = 32) -> None:
+def _encode_slice(plan: ClipsPlan, vae: VideoVAE, clips: np.ndarray, folder: Path, number: int) -> None:
     """Writes the latents of one slice, its scenes first: latents that exist always have their scenes."""
+    batch = 32  # clips encoded at once
     weight = next(vae.parameters())
     means = []
     for start in range(0, len(clips), batch):
         pixels = to_pixels(clips[start : start + batch]).to(weight)
-        means.append(vae.encode(pixels).mean.to("cpu", torch.float16).numpy())  # type: ignore[operator]
+        means.append(vae.encode(pixels).mean.to("cpu", torch.float16).numpy())
     lines = [json.dumps(scene_at(plan, number * plan.slice + row).to_json()) for row in range(plan.slice)]
     scenes = _scenes_file(folder, number)
     temporary = scenes.with_suffix(".part")
@@ -195,9 +196,8 @@ def _claim(plan: ClipsPlan, folder: Path, extra: dict[str, str]) -> None:
     held = json.loads(path.read_text())
     for name, value in about.items():
         if held.get(name) != value:
-            raise UserError(
-                f"cache: {folder} holds clips with {name} {held.get(name)}, not {value}; name another folder or remove it"
-            )
+            found = f"{name} {held.get(name)}, not {value}"
+            raise UserError(f"cache: {folder} holds clips with {found}; name another folder or remove it")
 
 
 def _identity(plan: ClipsPlan) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class RealClips:
 
     def validation(self, count: int, frames: int) -> np.ndarray:
         """Up to `count` clips that training never draws, centre-cropped."""
-        kept = [file[index] for file, size in zip(self.files, self.sizes, strict=True) for index in range(size, len(file))]
+        pairs = zip(self.files, self.sizes, strict=True)
+        kept = [file[index] for file, size in pairs for index in range(size, len(file))]
         chosen = [kept[i] for i in np.linspace(0, len(kept) - 1, min(count, len(kept))).astype(int)]
         return np.stack([self._crop(None, clip, frames) for clip in chosen]) if chosen else np.empty((0,), np.uint8)
 
@@ -97,7 +98,8 @@ def _open_clips(path: str, height: int, width: int) -> np.ndarray:
     if clips.ndim != 5 or clips.dtype != np.uint8 or clips.shape[4] != 3 or min(clips.shape[:2]) < 1:
         raise UserError(f"real: {path} holds {clips.dtype} {clips.shape}; uint8 (N, T, H, W, 3) is needed")
     if clips.shape[2] < height or clips.shape[3] < width:
-        raise UserError(f"real: {path} holds frames of {clips.shape[3]}x{clips.shape[2]}; at least {width}x{height} needed")
+        size = f"{clips.shape[3]}x{clips.shape[2]}"
+        raise UserError(f"real: {path} holds frames of {size}; at least {width}x{height} is needed")
     return clips
 
 
@@ -127,7 +129,7 @@ def vae_loss(plan: VAEPlan, vae: VideoVAE, batch: Batch) -> tuple[Tensor, dict[s
 
 @torch.no_grad()
 def psnr(vae: nn.Module, clips: np.ndarray, batch: int = 16) -> float:
-    """Mean over clips of the PSNR in dB of the reconstruction from the posterior's mean; clips uint8 (N, T, H, W, 3)."""
+    """Mean over clips of the PSNR in dB of the posterior mean's reconstruction; clips uint8 (N, T, H, W, 3)."""
     weight = next(vae.parameters())
     values = []
     for start in range(0, len(clips), batch):
@@ -168,7 +170,7 @@ def train(
     task = Task(
         model=vae,
         batch=lambda step: make_batch(plan, clips, real, step),
-        loss=lambda model, batch: vae_loss(plan, model, batch),
+        loss=lambda model, batch: vae_loss(plan, model, batch),  # type: ignore[arg-type]
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
         validate=validate,
@@ -236,10 +238,12 @@ def load(folder: str | Path) -> VideoVAE:
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError) as error:
         raise UserError(f"vae: {folder} holds no trained VAE ({error}); run `worldline train vae` first") from None
-    names = VAEConfig.__dataclass_fields__
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in names}
-    vae = VideoVAE(VAEConfig(**values))
-    vae.load_state_dict(weights)
+    vae = VideoVAE(VAEConfig(**{name: config[name] for name in VAEConfig.__dataclass_fields__ if name in config}))
+    try:
+        vae.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"vae: {folder} holds weights that do not fit its config.json ({reason})") from None
     return vae.eval().requires_grad_(False)
 
 

@@ -1,0 +1,130 @@
+"""DiT training: batches are pure, known cells are clean and cost nothing, the text learns too, resume is exact."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from worldline.dit.model import DiTConfig
+from worldline.errors import UserError
+from worldline.text import WordConfig
+from worldline.train import dit as task
+from worldline.train.plan import LoopPlan, OptimPlan, torch_rng
+from worldline.train.precompute import ClipsPlan, cache_latents
+from worldline.train.vae import VAEPlan, export
+from worldline.vae.latents import Whitening
+from worldline.vae.model import MICRO, VideoVAE
+
+SMALL = DiTConfig(width=32, depth=2, heads=2, text_width=16, rope_axes=(4, 6, 6), learned_positions=(8, 8, 8))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A plan with an untrained VAE on disk, its cached latents and their whitening."""
+    folder = tmp_path_factory.mktemp("dit")
+    torch.manual_seed(0)
+    vae = VideoVAE(MICRO)
+    export(VAEPlan(config=MICRO), vae.state_dict(), folder / "run" / "vae")
+    plan = task.DiTPlan(
+        vae=str(folder / "run"),
+        config=SMALL,
+        text=WordConfig(words=(), heads=2),
+        clips=ClipsPlan(count=12, frames=9, height=32, width=32, slice=12, workers=0),
+        latents=str(folder / "latents"),
+        batch=4,
+        images=0.2,
+        validate_clips=4,
+        dtype="float32",
+        optim=OptimPlan(lr=2e-3, warmup=3, ema=0.9),
+        loop=LoopPlan(steps=20, checkpoint_every=5, log_every=5, validate_every=10, sample_every=10),
+    )
+    loaded = task.load_vae(plan.vae)
+    latents = cache_latents(plan.clips, loaded, task.vae_hash(loaded), folder / "latents" / "train", None, print)
+    return plan, latents, Whitening.fit(latents.mean, latents.std)
+
+
+def test_batches_are_pure(setting):
+    plan, latents, whitening = setting
+    kinds = set()
+    for step in range(20):
+        one, two = (task.make_batch(plan, latents, whitening, step) for _ in range(2))
+        assert one.prompts == two.prompts
+        for name in ("noisy", "target", "timestep", "known", "mask", "coords", "cu_seqlens"):
+            assert torch.equal(getattr(one, name), getattr(two, name))
+        kinds.add((len(one.prompts), len(one.noisy)))
+    assert kinds == {(4, 4 * 3 * 4), (12, 12 * 4)}  # clips of 3 latent frames, and as many single frames
+
+
+def test_known_cells_are_clean_and_cost_nothing(setting):
+    plan, _, _ = setting
+    clean = torch.randn(2, 16, 3, 4, 4)
+    mask = torch.zeros(2, 1, 3, 4, 4)
+    mask[0, :, :1] = 1
+    batch = task.assemble(plan, clean, torch.tensor([0.9, 0.5]), mask, ["a", "b"], torch_rng(0, 0, "test"))
+    known = batch.mask.amin(-1) > 0
+    assert known.sum() == 4
+    assert torch.equal(batch.noisy[known], batch.known[known])
+    assert (batch.timestep[known] == 0).all()
+    assert set(batch.timestep[~known].tolist()) == {float(torch.tensor(0.9)), 0.5}
+    answer = torch.where(known[:, None], 1e6, batch.target)  # wrong only where known
+
+    class Oracle(torch.nn.Module):
+        def forward(self, batch, device):
+            return answer
+
+    assert float(task.flow_loss(Oracle(), batch, CPU)[0]) == 0.0
+
+
+def test_velocity_leads_from_noise_to_data(setting):
+    plan, _, _ = setting
+    clean = torch.randn(1, 16, 3, 4, 4)
+    batch = task.assemble(plan, clean, torch.tensor([0.7]), torch.zeros(1, 1, 3, 4, 4), [""], torch_rng(0, 0, "test"))
+    tokens, _ = task.patchify(clean, SMALL.patch)
+    torch.testing.assert_close(batch.noisy - 0.7 * batch.target, tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_are_dropped_at_the_stated_rate(setting):
+    plan, latents, _ = setting
+    rng = task.numpy_rng(0, 0, "test")
+    empty = sum(task.prompt_of(plan, latents.scenes[0], rng) == "" for _ in range(2000))
+    assert abs(empty / 2000 - plan.drop_text) < 0.03
+
+
+def test_the_text_encoder_learns_through_the_velocity(setting):
+    plan, latents, whitening = setting
+    model = task.build(plan)
+    torch.nn.init.normal_(model.dit.head.weight, std=0.1)  # it starts at zero, where no gradient passes
+    loss, _ = task.flow_loss(model, task.make_batch(plan, latents, whitening, 1), CPU)
+    loss.backward()
+    assert float(model.text.word.weight.grad.abs().sum()) > 0
+
+
+def test_training_learns_resumes_exactly_and_exports(setting, tmp_path):
+    plan, _, _ = setting
+    shown = []
+
+    def sample(step, parts, folder):
+        shown.append((step, next(parts.dit.parameters()).dtype))
+
+    whole = task.train(plan, tmp_path / "whole", callbacks={"sample": sample}, say=lambda line: None)
+    assert shown == [(10, torch.float32), (20, torch.float32)]
+    short = dataclasses.replace(plan, loop=dataclasses.replace(plan.loop, minutes=1e-9))
+    assert not task.train(short, tmp_path / "cut", say=lambda line: None).finished
+    resumed = task.train(plan, tmp_path / "cut", resume=True, say=lambda line: None)
+    assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
+    assert (tmp_path / "whole" / "model" / "model_index.json").exists()
+
+
+def test_mistakes_are_named(setting):
+    plan, _, _ = setting
+    with pytest.raises(UserError, match="vae: name the folder"):
+        task.plan_check(dataclasses.replace(plan, vae=""))
+    with pytest.raises(UserError, match="styles"):
+        task.plan_check(dataclasses.replace(plan, styles=(1.0,)))
+    with pytest.raises(UserError, match="'scores' is unknown"):
+        task.hooks_of(plan.loop, {"scores": lambda *a: None})
+
+
+def test_dry_run_counts_tokens(setting):
+    assert "12 tokens per clip" in task.dry_run(setting[0])
