@@ -73,6 +73,21 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, suffix: str) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_bytes_do_not_depend_on_what_memory_held_before(tmp_path: Path) -> None:
+    clip, rng, junk, seen = ball_clip(17, 66, 64), np.random.default_rng(0), [], set()
+    for _ in range(15):
+
+        def noisy() -> Iterator[np.ndarray]:
+            for frame in clip:
+                junk.extend(rng.integers(0, 255, int(rng.integers(100, 80_000)), np.uint8) for _ in range(3))
+                del junk[: len(junk) - 30]
+                yield frame
+
+        write_video(tmp_path / "a.mp4", noisy(), 16)
+        seen.add((tmp_path / "a.mp4").read_bytes())
+    assert len(seen) == 1
+
+
 def test_iterator_and_array_give_the_same_file(tmp_path: Path, clip: np.ndarray) -> None:
     write_video(tmp_path / "array.mp4", clip, 16)
     write_video(tmp_path / "stream.mp4", iter(clip), 16)

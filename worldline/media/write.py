@@ -176,6 +176,8 @@ def _encode(path: Path, frames: Iterator[np.ndarray], rate: Fraction, metadata: 
     with av.open(f"file:{path}", "w", format="mp4", options=options) as container:
         container.metadata.update(to_tags(record))
         settings = {"crf": str(crf), "preset": "medium", "threads": str(ENCODER_THREADS)}
+        # Without this x264's macroblock tree takes a SIMD path whose result depends on leftover heap contents.
+        settings["x264-params"] = "cpu-independent=1"
         stream = container.add_stream("libx264", rate=rate, options=settings)
         assert isinstance(stream, VideoStream)
         context = stream.codec_context
