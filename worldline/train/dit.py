@@ -29,7 +29,7 @@ from worldline.train.precompute import ClipsPlan, Latents, cache_latents, held_o
 from worldline.train.vae import DTYPES, hooks_of
 from worldline.train.vae import load as load_vae
 from worldline.vae.latents import Whitening, pixel_importance
-from worldline.vae.model import VideoVAE
+from worldline.vae.model import VAEConfig, VideoVAE
 from worldline.worlds.captions import caption, vocabulary
 from worldline.worlds.scene import Scene
 
@@ -293,13 +293,12 @@ def dry_run(plan: DiTPlan) -> str:
     """What a run of this plan would do, as text; nothing is rendered or written."""
     model = build(plan)
     size = sum(parameter.numel() for parameter in model.parameters())
-    vae = VideoVAE(load_vae(plan.vae).config) if plan.vae else VideoVAE()
-    c = plan.clips
-    latent = (-(-(c.frames - 1) // 4) + 1, -(-c.height // 8), -(-c.width // 8))
+    c, codec = plan.clips, VAEConfig()
+    latent = (-(-(c.frames - 1) // codec.temporal) + 1, -(-c.height // codec.spatial), -(-c.width // codec.spatial))
     tokens = int(np.prod([-(-size // p) for size, p in zip(latent, plan.config.patch, strict=True)]))
     gflop = 3 * plan.batch * model.dit.flops(tokens, TEXT_TOKENS) / 1e9
     peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
-    disk = c.count * int(np.prod(latent)) * vae.config.latent_channels * 2 / 1e9
+    disk = c.count * int(np.prod(latent)) * plan.config.in_channels * 2 / 1e9
     return "\n".join(
         [
             f"train dit: {size / 1e6:.2f} M parameters, {plan.loop.steps} steps of {plan.batch} clips",
