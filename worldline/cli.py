@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import importlib
 import json
 import os
 import sys
@@ -286,7 +287,6 @@ def _add_worlds(verbs: Verbs) -> None:
 
     parser = _verb(below, "verify", run_worlds_verify, "say what a video shows: objects, colours, motion, camera")
     parser.add_argument("video", metavar="VIDEO", help="any video file")
-    parser.add_argument("--prompt", default=None, help="a caption to hold the video against")
 
 
 def run_worlds_render(args: argparse.Namespace) -> None:
@@ -347,7 +347,15 @@ def _clip_files(folder: str | None, count: int, overwrite: bool) -> list[Path]:
 
 def run_worlds_verify(args: argparse.Namespace) -> None:
     """Read a video file and print what the verifier sees in it."""
-    raise NotImplementedError
+    from dataclasses import asdict
+
+    from worldline.media.read import read_video
+
+    with named("VIDEO"):
+        video = read_video(args.video)
+    verify = importlib.import_module("worldline.worlds.verify")
+    seen = verify.verify(video.frames)
+    emit(args, asdict(seen), str(seen))
 
 
 # ---- train, eval, models -----------------------------------------------------------------------
@@ -368,8 +376,6 @@ def run_train(args: argparse.Namespace) -> None:
     """Read the recipe, apply --set, and run."""
     recipe = _recipe(args.recipe)
 
-    import importlib
-
     from worldline.train.plan import plan_dict, plan_overrides
 
     plan = plan_overrides(getattr(recipe, args.what)(), args.set)
@@ -388,7 +394,6 @@ def run_train(args: argparse.Namespace) -> None:
 
 def _recipe(name: str) -> Any:
     """The recipe module of that name; raises UserError naming the nearest."""
-    import importlib
     import pkgutil
 
     import worldline.recipes as recipes
@@ -413,7 +418,30 @@ def _add_eval(verbs: Verbs) -> None:
 
 def run_eval_worlds(args: argparse.Namespace) -> None:
     """Generate a video for each held-out prompt and let the verifier judge."""
-    raise NotImplementedError
+    from worldline.checkpoints import layout
+    from worldline.generate.request import Request, check_range
+
+    check_range("--n", args.n, 1, 100_000, whole=True)
+    check_range("--seed", args.seed, 0, 2**62, whole=True)
+    folder = layout.check(args.model)
+
+    import numpy as np
+
+    from worldline.generate.pipeline import Drawing, load
+
+    evaluation = importlib.import_module("worldline.eval.worlds")
+    pipeline = load(folder)
+    values = pipeline.parts.defaults
+    request = Request("-", **{key: values[key] for key in ("width", "height", "frames") if key in values})
+    drawing = Drawing(request.padded, values.get("steps", request.steps), values.get("guidance_scale", 5.0))
+    with progress("generating") as update:
+
+        def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
+            videos = pipeline.draw(prompts, seeds, drawing, progress=update)
+            return [video[: request.frames, : request.height, : request.width] for video in videos]
+
+        report = evaluation.evaluate(generate, n=args.n, seed=args.seed, out=Path(args.out) if args.out else None)
+    emit(args, {"model": str(folder), "model_hash": pipeline.model_hash, **report.as_dict()}, report.table())
 
 
 def _add_export(verbs: Verbs) -> None:
