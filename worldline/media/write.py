@@ -141,6 +141,13 @@ def write_image(
             picture.save(temporary, "JPEG", quality=95, subsampling=0, exif=_exif(metadata))
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Any other file, as whole as the rest. Raises UserError as write_video."""
+    check_writable(path, True, (Path(path).suffix.lower(),))
+    with _atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_clip(
     path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction,
     metadata: dict[str, Any] | None = None, overwrite: bool = True,
