@@ -17,7 +17,7 @@ import numpy as np
 from worldline.errors import UserError
 from worldline.media.preview import contact_sheet
 
-ORDER = ("count", "colour", "shape", "motion", "camera", "size", "speed")  # columns, then any others
+ORDER = ("count", "colour", "shape", "motion", "relation", "camera", "size", "speed")  # columns, then any others
 ALL = "all"
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
@@ -175,14 +175,14 @@ class Report:
         return buffer.getvalue()
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes report.json, report.txt, report.png (with matplotlib) and failures.png. Returns the paths."""
+        """Writes report.json, report.txt, report.png (with matplotlib) and failures.png, and returns their paths.
+
+        Raises UserError for a full disk.
+        """
         from worldline.media.write import write_bytes, write_image
 
         out = Path(folder)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out: cannot make folder {out} ({error.strerror}); use another") from error
+        out.mkdir(parents=True, exist_ok=True)
         files = {"report.txt": (self.table() + "\n").encode(), "report.json": self.to_json().encode()}
         with contextlib.suppress(UserError):  # an optional extra: the figures are in the other two
             files["report.png"] = self.plot()

@@ -1,9 +1,10 @@
 """Does the video show what the prompt says? Prompts with known scenes, videos, the verifier's word, a report.
 
-cases  = sample_cases(256, seed=0)                  half seen compositions, half held out
-videos = anyone's answers to [case.prompt ...]      arrays or files
-report = evaluate(videos, cases, worldline.worlds.verify, others={"ceiling: ground truth": renders(cases)})
-print(report.table())
+`runner.py` asks a model; the judging itself takes anyone's videos:
+
+    cases  = sample_cases(256, seed=0)                  half seen compositions, half held out
+    videos = anyone's answers to [case.prompt ...]      arrays or files
+    report = evaluate(videos, cases, worldline.worlds.verify, others={"ceiling: ground truth": renders(cases)})
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from worldline.worlds.scene import Scene, is_heldout, sample_scene
 
 MODEL, FLOOR = "model", "floor: shuffled prompts"
 MAX_FAILURES = 24  # clips kept for the contact sheet
+PURPOSE = 0x77657661  # keeps these scenes apart from those that training draws with equal seeds
 
 
 class Verifier(Protocol):
     """What `worldline.worlds.verify` is: reads frames, then holds the reading against a scene."""
 
-    def verify(self, frames: np.ndarray, fps: float) -> Any:
+    def read(self, frames: np.ndarray, fps: float) -> Any:
         """A reading of uint8 (T, H, W, 3)."""
 
     def judge(self, reading: Any, scene: Scene) -> Mapping[str, bool]:
@@ -67,7 +69,7 @@ def sample_cases(n: int, seed: int, style: str = "paraphrase") -> list[Case]:
         raise UserError(f"--n: {n} prompts cannot cover seen and unseen; use 2 or more")
     cases = []
     for index in range(n):
-        rng = np.random.default_rng([seed, index])
+        rng = np.random.default_rng([PURPOSE, seed, index])
         scene = sample_scene(rng, "train" if index % 2 == 0 else "heldout")
         cases.append(Case(caption(scene, rng, style), scene))
     return cases
@@ -135,7 +137,7 @@ def _read(
         if not isinstance(frames, np.ndarray):
             clip = read_video(frames)
             frames, rate = clip.frames, clip.fps
-        yield cases[count - 1], verifier.verify(frames, float(rate)), frames
+        yield cases[count - 1], verifier.read(frames, float(rate)), frames
         say(name, count, len(cases))
     if count < len(cases):
         raise UserError(f"{name}: {count} videos for {len(cases)} prompts; give one for each")
