@@ -160,7 +160,7 @@ class Report:
             everything = self.rates(name)["everything"]
             _bars(left, index, len(self.sets), name, everything)
         left.set_xticks(range(len(self.attributes)), self.attributes)
-        left.legend(fontsize="small", loc="lower left")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(self.sets))
         first = next(iter(self.sets))
         groups = self.rates(first)
         _bars(right, 0, 1, first, {group: rates[ALL] for group, rates in groups.items()})
