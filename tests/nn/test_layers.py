@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldline.errors import UserError
 from worldline.nn.layers import RowIndex, add_gated, modulate, rms_normalise, sinusoids
-from worldline.nn.rope import Rope, rope_tables, rotate
+from worldline.nn.rope import Rope, normalise_rotate, rope_tables
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -69,15 +69,20 @@ def tables(coords: Tensor) -> Rope:
     return rope_tables(coords, AXES, 100.0, torch.float64)
 
 
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Queries (N, heads, D) of unit root mean square, rotated."""
+    return normalise_rotate(x.repeat(1, 3, 1), torch.ones(2, x.shape[-1], dtype=x.dtype), rope)[0]
+
+
 def grid() -> Tensor:
     return torch.tensor([[0, 0, 0], [1, 2, 3], [4, 0, 1], [2, 2, 2]])
 
 
 def test_rotation_keeps_length_and_origin() -> None:
-    x = normal(4, 2, 16)
+    x = rms_normalise(normal(4, 2, 16))
     y = rotate(x, tables(grid()))
     torch.testing.assert_close(y.norm(dim=-1), x.norm(dim=-1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(y[0], x[0])
+    torch.testing.assert_close(y[0], x[0], atol=1e-5, rtol=1e-5)
 
 
 def test_scores_depend_on_the_difference_of_positions_alone() -> None:
@@ -86,7 +91,7 @@ def test_scores_depend_on_the_difference_of_positions_alone() -> None:
     here = torch.einsum("nhd,mhd->nm", rotate(q, tables(grid())), rotate(k, tables(grid())))
     there = torch.einsum("nhd,mhd->nm", rotate(q, tables(moved)), rotate(k, tables(moved)))
     torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)  # angles are computed in fp32
-    still = torch.einsum("nhd,mhd->nm", q, k)
+    still = torch.einsum("nhd,mhd->nm", rms_normalise(q), rms_normalise(k))
     assert (here - still).abs().max() > 0.1
 
 
@@ -94,14 +99,30 @@ def test_scores_depend_on_the_difference_of_positions_alone() -> None:
 def test_each_axis_turns_its_own_channels(axis: int) -> None:
     coords = torch.zeros(1, 3, dtype=torch.long)
     coords[0, axis] = 5
-    turned = (rotate(torch.ones(1, 1, 16, dtype=torch.float64), tables(coords)) != 1).flatten()[:8]
+    turned = ((rotate(torch.ones(1, 1, 16, dtype=torch.float64), tables(coords)) - 1).abs() > 1e-5).flatten()[:8]
     bands = torch.tensor([0] * 2 + [1] * 3 + [2] * 3)
     assert torch.equal(turned, bands == axis)
 
 
-def test_rotation_gradient() -> None:
-    rope = tables(grid())
-    assert torch.autograd.gradcheck(lambda x: rotate(x, rope), normal(4, 2, 16).requires_grad_())
+def test_queries_and_keys_against_the_equation_and_its_gradient() -> None:
+    """The same with complex numbers: pairs (i, i + D/2) of x / rms(x) * gain, times exp(i angle)."""
+    qkv, gain = normal(4, 6, 16).requires_grad_(), (1 + 0.3 * normal(2, 16, seed=1)).requires_grad_()
+    rope, weights = tables(grid()), normal(3, 4, 2, 16, seed=2)
+    turns = torch.complex(rope.cos[..., :8], rope.sin[..., 8:])  # (N, 1, 8)
+
+    def plain(x: Tensor, g: Tensor) -> Tensor:
+        y = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * g
+        z = torch.complex(y[..., :8], y[..., 8:]) * turns
+        return torch.cat([z.real, z.imag], -1)
+
+    expected = (plain(qkv[:, :2], gain[0]), plain(qkv[:, 2:4], gain[1]), qkv[:, 4:])
+    got = normalise_rotate(qkv, gain, rope)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+    have = torch.autograd.grad(sum((a * w).sum() for a, w in zip(got, weights, strict=True)), (qkv, gain))
+    want = torch.autograd.grad(sum((a * w).sum() for a, w in zip(expected, weights, strict=True)), (qkv, gain))
+    for a, b in zip(have, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_odd_axes_are_refused() -> None:

@@ -11,6 +11,12 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last axis: (..., 1) in x's type."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+
+
 class _RMSNormalise(Function):
     """y = x / sqrt(mean(x^2) + eps) over the last axis, with a hand-written backward.
 
@@ -19,8 +25,7 @@ class _RMSNormalise(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        scale = inverse_rms(x, eps)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
