@@ -150,6 +150,8 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     with tqdm(desc=label, unit="step", dynamic_ncols=True, leave=False, disable=None, file=sys.stderr) as bar:
 
         def update(done: int, total: int) -> None:
+            if done <= bar.n:
+                bar.reset()  # the next of several passes
             bar.total = total
             bar.update(done - bar.n)
 
@@ -347,15 +349,20 @@ def _clip_files(folder: str | None, count: int, overwrite: bool) -> list[Path]:
 
 def run_worlds_verify(args: argparse.Namespace) -> None:
     """Read a video file and print what the verifier sees in it."""
-    from dataclasses import asdict
-
     from worldline.media.read import read_video
 
     with named("VIDEO"):
         video = read_video(args.video)
-    verify = importlib.import_module("worldline.worlds.verify")
-    seen = verify.verify(video.frames)
-    emit(args, asdict(seen), str(seen))
+
+    from worldline.worlds.verify import read
+
+    seen = read(video.frames, float(video.fps))
+    words = ("colour", "shape", "size", "motion", "speed", "confidence", "travel", "onset", "hidden")
+    objects = [{word: getattr(thing, word) for word in words} for thing in seen.objects]
+    data = {"objects": objects, "count": seen.count, "camera": seen.camera, "screen": seen.screen}
+    lines = [f"{seen.count} object{'' if seen.count == 1 else 's'}, camera: {seen.camera}"]
+    lines += [f"  {o.size} {o.colour} {o.shape}: {o.motion} {o.speed}".rstrip() for o in seen.objects]
+    emit(args, {**data, "frames": seen.frames, "fps": seen.fps}, "\n".join(lines))
 
 
 # ---- train, eval, models -----------------------------------------------------------------------
@@ -385,11 +392,21 @@ def run_train(args: argparse.Namespace) -> None:
     from worldline.generate.preview import reconstruction_sheet, sample_sheet
 
     out = Path(args.out or f"runs/{plan.name}")
-    callbacks = {"sample": reconstruction_sheet if args.what == "vae" else sample_sheet}
+    callbacks = {"sample": reconstruction_sheet} if args.what == "vae" else {"sample": sample_sheet, "score": _score}
     outcome = trainer.train(plan, out, args.resume, callbacks, say=lambda line: print(line, file=sys.stderr))
     data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
     state = "finished" if outcome.finished else "stopped, continue with --resume"
     emit(args, data, f"{out}: {state} at step {outcome.step}")
+
+
+def _score(step: int, parts: Any, folder: Path) -> dict[str, float]:
+    """The world score of a model in training: share of 64 prompts obeyed in everything, and with one object."""
+    from worldline.eval.runner import run_worlds
+    from worldline.generate.pipeline import Pipeline
+
+    rates = run_worlds(Pipeline(parts).answer, n=64).rates("model")
+    named = {"world_score": "everything", "world_score_1": "1 object", "world_score_2": "2 objects"}
+    return {name: rates[group]["all"].share for name, group in named.items() if group in rates}
 
 
 def _recipe(name: str) -> Any:
@@ -419,29 +436,31 @@ def _add_eval(verbs: Verbs) -> None:
 def run_eval_worlds(args: argparse.Namespace) -> None:
     """Generate a video for each held-out prompt and let the verifier judge."""
     from worldline.checkpoints import layout
-    from worldline.generate.request import Request, check_range
+    from worldline.generate.request import check_range
 
-    check_range("--n", args.n, 1, 100_000, whole=True)
+    check_range("--n", args.n, 2, 100_000, whole=True)
     check_range("--seed", args.seed, 0, 2**62, whole=True)
     folder = layout.check(args.model)
 
-    import numpy as np
+    from worldline.eval.runner import prepare_folder, run_worlds
+    from worldline.generate.pipeline import load
 
-    from worldline.generate.pipeline import Drawing, load
-
-    evaluation = importlib.import_module("worldline.eval.worlds")
+    out = Path(args.out) if args.out else None
+    if out is not None:
+        prepare_folder(out)
     pipeline = load(folder)
-    values = pipeline.parts.defaults
-    request = Request("-", **{key: values[key] for key in ("width", "height", "frames") if key in values})
-    drawing = Drawing(request.padded, values.get("steps", request.steps), values.get("guidance_scale", 5.0))
-    with progress("generating") as update:
-
-        def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
-            videos = pipeline.draw(prompts, seeds, drawing, progress=update)
-            return [video[: request.frames, : request.height, : request.width] for video in videos]
-
-        report = evaluation.evaluate(generate, n=args.n, seed=args.seed, out=Path(args.out) if args.out else None)
-    emit(args, {"model": str(folder), "model_hash": pipeline.model_hash, **report.as_dict()}, report.table())
+    with progress("judging") as update:
+        report = run_worlds(
+            pipeline.answer,
+            n=args.n,
+            seed=args.seed,
+            out=out,
+            reconstruct=pipeline.reconstruct,
+            fps=float(pipeline.defaults.fps),
+            progress=lambda _, done, total: update(done, total),
+        )
+    data = {"model": str(folder), "model_hash": pipeline.model_hash, "seed": args.seed, **report.as_dict()}
+    emit(args, data, report.table())
 
 
 def _add_export(verbs: Verbs) -> None:

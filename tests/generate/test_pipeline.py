@@ -132,6 +132,24 @@ def test_a_picture_of_another_size_covers_the_frame() -> None:
         fitted(np.zeros((4, 4)), 16, 16)
 
 
+def test_answers_are_what_generate_makes(pipeline: Pipeline) -> None:
+    for video, prompt, seed in zip(
+        pipeline.answer(["a ball", "a red"], [4, 9]), ["a ball", "a red"], [4, 9], strict=True
+    ):
+        difference = video.astype(int) - pipeline.generate(prompt, seed=seed).frames
+        assert int(np.abs(difference).max()) <= 1
+
+
+def test_reconstruction_keeps_any_size(pipeline: Pipeline) -> None:
+    clip = np.random.default_rng(1).integers(0, 256, (6, 20, 33, 3)).astype(np.uint8)
+    again = pipeline.reconstruct(clip)
+    assert again.shape == clip.shape
+    pixels = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    mean = pipeline.vae.encode(pixels).mean
+    whole = pipeline_module.to_uint8(pipeline.vae.decode(mean)[0])[:6, :20, :33]
+    assert int(np.abs(whole.astype(int) - again).max()) <= 1
+
+
 def test_unknown_words_and_long_prompts_are_told(pipeline: Pipeline) -> None:
     request = pipeline_module.Request("a red dragon rolls")
     assert "'dragon'" in pipeline.hints(request)[0]

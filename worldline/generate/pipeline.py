@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ class Pipeline:
         self.vae = copy.deepcopy(parts.vae).to(self.device, self.dtype)
         self.dit = copy.deepcopy(parts.dit).to(self.device, self.dtype)
         self.text = CachedText(parts.text)
+        self.defaults = Request("-", **_known(parts.defaults))
         self.timings: dict[str, float] = {}
 
     # ---- for people ----------------------------------------------------------------------------
@@ -89,13 +91,11 @@ class Pipeline:
         is called after every step. Raises UserError for any value that cannot be.
         """
         given = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale}
-        known = ("width", "height", "steps", "guidance_scale")
-        chosen = {name: self.parts.defaults[name] for name in known if name in self.parts.defaults}
-        chosen |= {name: value for name, value in given.items() if value is not None}
-        rate = read_fps(fps if fps is not None else self.parts.defaults.get("fps", Request.fps))
-        length = frames_of(seconds, frames, rate, self.parts.defaults.get("frames", Request.frames))
-        request = Request(prompt, negative_prompt, frames=length, fps=rate, seed=seed, num_videos=num_videos, **chosen)
-        return self.run(request, image, progress)
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        rate = self.defaults.fps if fps is None else read_fps(fps)
+        chosen |= {"fps": rate, "frames": frames_of(seconds, frames, rate, self.defaults.frames)}
+        chosen |= {"negative_prompt": negative_prompt, "seed": seed, "num_videos": num_videos}
+        return self.run(replace(self.defaults, prompt=prompt, **chosen), image, progress)
 
     def run(self, request: Request, image: np.ndarray | None = None, progress: Progress | None = None) -> Result:
         """Make the videos of a valid request; `image` uint8 (H, W, 3) as in `generate`."""
@@ -108,6 +108,20 @@ class Pipeline:
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
         record = provenance(request.prompt, request.seed, self.model_hash, **settings, image=image is not None)
         return Result(videos, request.fps, record, dict(self.timings))
+
+    def answer(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
+        """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults: what an evaluation asks for."""
+        asked = self.defaults
+        videos = self.draw(prompts, seeds, Drawing(asked.padded, asked.steps, asked.guidance_scale))
+        return [video[: asked.frames, : asked.height, : asked.width] for video in videos]
+
+    @torch.inference_mode()
+    def reconstruct(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 (T, H, W, 3) through the autoencoder and back: the ceiling of what the model can draw."""
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        mean = self.vae.encode(pixels.to(self.device, self.dtype)).mean  # (1, C, T', H', W')
+        size = (frames.shape[0], frames.shape[1], frames.shape[2])
+        return np.concatenate([to_uint8(chunk[0]) for chunk in decode_stream(self.vae, mean, size=size)])
 
     def hints(self, request: Request) -> list[str]:
         """One line for each way in which the model will not understand the prompt: unknown words, too many words."""
@@ -252,6 +266,13 @@ def load(path: str | Path | None = None, device: str | None = None, dtype: torch
     """The pipeline of a model folder (None: the shipped model). Raises UserError as `checkpoints.folder.load_parts`."""
     parts = load_parts(path)
     return Pipeline(parts, model_hash(resolve(path)), device, dtype)
+
+
+def _known(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a model folder that a Request has; raises UserError for a frame rate that none can be."""
+    names = ("width", "height", "frames", "steps", "guidance_scale")
+    values = {name: defaults[name] for name in names if name in defaults}
+    return {**values, "fps": read_fps(defaults.get("fps", Request.fps))}
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

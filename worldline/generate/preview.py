@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from worldline.checkpoints.folder import Parts
-from worldline.generate.pipeline import Drawing, Pipeline, to_uint8
+from worldline.generate.pipeline import Pipeline, to_uint8
 from worldline.media.preview import contact_sheet
 from worldline.media.write import write_image
-from worldline.shapes import VideoShape
 from worldline.vae.model import VideoVAE
 from worldline.worlds.captions import caption
 from worldline.worlds.render import render
@@ -43,10 +41,7 @@ def sample_sheet(step: int, parts: Parts, folder: Path) -> None:
     for index in range(ROWS):
         rng = np.random.default_rng([index])
         prompts.append(caption(sample_scene(rng, "heldout"), rng, "short"))
-    values: dict[str, Any] = {"width": 64, "height": 64, "frames": 17, **parts.defaults}
-    shape = VideoShape(values["frames"], values["height"], values["width"]).snapped()
-    videos = Pipeline(parts).draw(prompts, range(ROWS), Drawing(shape))
-    _write(step, folder, videos, prompts)
+    _write(step, folder, Pipeline(parts).answer(prompts, range(ROWS)), prompts)
 
 
 def _write(step: int, folder: Path, clips: list[np.ndarray], labels: list[str]) -> None:
