@@ -87,14 +87,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
-        self.gain = nn.Parameter(torch.empty(2, config.head_dim))  # of queries, of keys
+        self.gain = nn.Parameter(torch.empty(2, 1, config.head_dim))  # of queries, of keys
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
         """x (N, width) -> (N, width)."""
         qkv = self.qkv(x).view(len(x), 3 * self.heads, self.head_dim)
         # The queries' gain carries the scale of the scores, which would cost a pass of its own.
-        gain = torch.stack([self.gain[0] * self.head_dim**-0.5, self.gain[1]])
+        gain = torch.cat([self.gain[0] * self.head_dim**-0.5, self.gain[1]])  # (2, head_dim)
         q, k, v = normalise_rotate(qkv, gain, rope)  # (N, heads, head_dim)
         return self.out(attention(q, k, v, segments, scale=1.0).flatten(1))  # type: ignore[no-any-return]
 
