@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,3 +228,25 @@ def test_worlds_render_writes_sheet_and_clips(place: Path, capsys: pytest.Captur
     data = json.loads(capsys.readouterr().out)
     assert len(data["captions"]) == 2
     assert sorted(path.name for path in place.rglob("*.*")) == ["s.png", "world-0000.mp4", "world-0001.mp4"]
+
+
+def test_verify_names_what_was_rendered(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worlds", "render", "--n", "1", "--seed", "0", "-o", "clips"]) == 0
+    assert "a red cube moves to the left at a slow pace while a teal tin goes up" in capsys.readouterr().out
+    assert main(["worlds", "verify", "clips/world-0000.mp4", "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    found = {(thing["colour"], thing["shape"], thing["motion"]) for thing in seen["objects"]}
+    assert found == {("red", "cube", "left"), ("cyan", "cylinder", "rise")}
+    assert (seen["count"], seen["camera"]) == (2, "static")
+
+
+def test_eval_judges_a_model(micro_parts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from worldline.checkpoints.folder import save_pretrained
+
+    model = save_pretrained(micro_parts, tmp_path / "model")
+    words = ["eval", "worlds", "--model", str(model), "--n", "2", "--json", "--out", str(tmp_path / "report")]
+    assert main(words) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["rates"]["model"]["everything"]["all"]["total"] == 2
+    assert "ceiling: autoencoder" in data["rates"]
+    assert (tmp_path / "report/report.json").is_file()

@@ -499,7 +499,7 @@ def run_info(args: argparse.Namespace) -> None:
     for name, part in data["components"].items():
         size = f"{part['parameters'] / 1e6:8.2f} M parameters  {part['bytes'] / 1e6:7.1f} MB"
         lines.append(f"  {name:13}{size}  {', '.join(part['dtypes'])}")
-    lines.append("defaults: " + ", ".join(f"{key} {value}" for key, value in data["defaults"].items()))
+    lines += [f"  default {key:16} {value}" for key, value in data["defaults"].items()]
     emit(args, data, "\n".join(lines))
 
 
