@@ -14,7 +14,7 @@ INPUTS := pyproject.toml constraints.txt
 .PHONY: demo test venv bench
 
 demo: $(VENV)/.installed
-	$(BIN)/worldline generate $(call quoted,$(PROMPT)) -o $(call quoted,$(OUT))
+	$(BIN)/worldline generate $(call quoted,$(PROMPT)) -o $(call quoted,$(OUT)) --overwrite
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
