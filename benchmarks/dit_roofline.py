@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from worldline.dit.model import PRESETS, DiT, DiTConfig
 from worldline.dit.patchify import patchify
+from worldline.nn.memory import keep_freed_memory
 
 LATENTS = (5, 8, 8)  # 17 frames of 64 x 64
 WORDS = 14  # tokens of a usual prompt
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     figures = measure(PRESETS[options.preset], options.videos, getattr(torch, options.dtype), options.rounds)
     if options.json:
         print(json.dumps(figures, indent=2))
