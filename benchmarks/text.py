@@ -1,11 +1,12 @@
 """Which encoder should condition the shipped model? Reads attributes back from token states, on held-out captions.
 
-    python -m benchmarks.text [--steps 600] [--json out.json]
+    python -m benchmarks.text [--steps 400] [--json out.json]
 
 Each encoder gets the same reader: one learned query per attribute attends over the token states (one head, values
 and keys linear) and a linear layer names the class. Captions come from the world grammar: train scenes for
 training, held-out compositions for the first score. The second score is on `freeform_prompts.json`: 50 sentences by
-hand, with synonyms and word orders that the grammar never says. Answers are right when every attribute is.
+hand, with synonyms and word orders that the grammar never says; the third is on the same sentences with foreign
+words read as `worldline.worlds.synonyms` says. "all" is the share of prompts whose attributes are all right.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from worldline.nn.attention import attention
-from worldline.text import MiniLM, TextEncoder, TextStates, WordConfig, WordTransformer, words_of
+from worldline.text import MiniLM, TextEncoder, TextStates, WordConfig, WordTransformer
 from worldline.worlds.captions import caption, vocabulary
 from worldline.worlds.scene import COLOURS, EVENTS, MOTIONS, SHAPES, Scene, sample_scene
+from worldline.worlds.synonyms import synonyms
 
 CLASSES: dict[str, list[str]] = {
     "motion": list(MOTIONS),
@@ -44,7 +46,7 @@ class Reader(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.adapt = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, inner))
-        self.query = nn.Parameter(torch.randn(len(CLASSES), inner) * inner**-0.5)
+        self.query = nn.Parameter(torch.randn(len(CLASSES), inner))
         self.key, self.value = nn.Linear(inner, inner), nn.Linear(inner, inner)
         self.heads = nn.ModuleList(nn.Linear(inner, len(names)) for names in CLASSES.values())
 
@@ -73,9 +75,10 @@ def draw(rng: np.random.Generator, count: int, split: str) -> Labelled:
     prompts, rows = [], []
     while len(prompts) < count:
         scene = sample_scene(rng, split)
-        if (scene.count > 2 and not scene.group) or all(t.motion == "still" for t in scene.things[1:]) < scene.group:
+        pair = scene.count == 2 and not scene.group
+        if scene.count > 2 and not scene.group:
             continue
-        if scene.count == 2 and not scene.group and scene.things[0].motion == "still" and not scene.event:
+        if pair and scene.things[0].motion == "still" and not scene.event:
             continue  # "red left of blue" and "blue right of red" name the same scene: no first thing
         prompts.append(caption(scene, rng, str(rng.choice(("short", "paraphrase", "paraphrase", "dense")))))
         rows.append(labels(scene))
@@ -95,19 +98,20 @@ def freeform() -> Labelled:
 
 
 def train(reader: Reader, encode: Callable[[list[str]], TextStates], data: Labelled, steps: int, seed: int) -> None:
-    """AdamW, one cycle, batches of 64 drawn from `data`."""
+    """AdamW, one cycle, batches of 32 drawn from `data`."""
     rng = np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(reader.parameters(), 1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    optimiser = torch.optim.AdamW(reader.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=steps, pct_start=0.1)
     reader.train()
     for _ in range(steps):
-        index = rng.integers(len(data[0]), size=64)
-        logits = reader(encode([data[0][i] for i in index]))
+        index = rng.integers(len(data[0]), size=32)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = reader(encode([data[0][i] for i in index]))
         truth = data[1][torch.from_numpy(index)]
-        loss = sum(nn.functional.cross_entropy(one, truth[:, i]) for i, one in enumerate(logits))
+        loss = sum(nn.functional.cross_entropy(one.float(), truth[:, i]) for i, one in enumerate(logits))
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(reader.parameters(), 5.0)
         optimiser.step()
         schedule.step()
     reader.eval()
@@ -120,20 +124,6 @@ def score(reader: Reader, encode: Callable[[list[str]], TextStates], data: Label
     right = torch.stack([one.argmax(1) for one in logits], 1) == data[1]  # (B, attributes)
     result = {name: float(right[:, i].float().mean()) for i, name in enumerate(CLASSES)}
     return {**result, "all": float(right.all(1).float().mean())}
-
-
-@torch.no_grad()
-def prior_vectors(encoder: MiniLM, words: list[str], width: int) -> Tensor:
-    """(words, width): principal components of each word's mean state, scaled to unit variance."""
-    pooled = []
-    for start in range(0, len(words), 256):
-        states, cu_seqlens, _ = encoder.encode(words[start : start + 256])
-        pooled += [part.mean(0) for part in states.tensor_split(cu_seqlens[1:-1])]
-    x = nn.functional.normalize(torch.stack(pooled), dim=1)
-    x = x - x.mean(0)
-    _, _, basis = torch.linalg.svd(x, full_matrices=False)
-    x = x @ basis[:width].T
-    return x / x.std()
 
 
 def run(name: str, encoder: TextEncoder, train_data: Labelled, steps: int, seed: int) -> dict[str, object]:
@@ -158,24 +148,25 @@ def run(name: str, encoder: TextEncoder, train_data: Labelled, steps: int, seed:
     train(reader, encode, train_data, steps, seed)
     rng = np.random.default_rng(10_000 + seed)
     result: dict[str, object] = {"encoder": name}
-    for split, data in (("held-out", draw(rng, 500, "heldout")), ("free-form", freeform())):
+    prompts, truth = freeform()
+    reads = WordTransformer(WordConfig(tuple(vocabulary()), readings=synonyms(vocabulary()))).read
+    scored = {
+        "held-out": draw(rng, 500, "heldout"),
+        "free-form": (prompts, truth),
+        "read": ([" ".join(reads(prompt)) for prompt in prompts], truth),
+    }
+    for split, data in scored.items():
         result[split] = score(reader, encode, data)
     result["cpu_seconds"] = round(time.process_time() - started, 1)
     return result
 
 
-def common_words(encoder: MiniLM, count: int) -> list[str]:
-    """The grammar's words, then the first `count` whole words of MiniLM's vocabulary (in order of frequency)."""
-    whole = [word for word in encoder.pieces if len(word) > 2 and words_of(word) == [word] and word.isascii()]
-    return list(dict.fromkeys([*vocabulary(), *(word for word in whole if word.isalpha())]))[:count]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--captions", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=["words", "prior", "minilm"])
+    parser.add_argument("--only", nargs="*", default=["words", "minilm"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     data = draw(np.random.default_rng(options.seed), options.captions, "train")
@@ -186,12 +177,8 @@ def main() -> None:
         encoder: TextEncoder = minilm
         if name == "words":
             encoder = WordTransformer(WordConfig(tuple(vocabulary())))
-        elif name == "prior":
-            words = common_words(minilm, 12_000)
-            encoder = WordTransformer(WordConfig(tuple(words), prior_width=128, word_dropout=0.3))
-            encoder.set_prior(prior_vectors(minilm, words, 128))
         results.append(run(name, encoder, data, options.steps, options.seed))
-        for split in ("held-out", "free-form"):
+        for split in ("held-out", "free-form", "read"):
             shares = results[-1][split]
             assert isinstance(shares, dict)
             line = "  ".join(f"{key} {value:.2f}" for key, value in shares.items())

@@ -34,15 +34,11 @@ def rows(states: TextStates) -> list[Tensor]:
     return list(states.states.tensor_split(states.cu_seqlens[1:-1]))
 
 
-@pytest.fixture(params=["words", "prior", "bytes", pytest.param("minilm", marks=needs_minilm)])
+@pytest.fixture(params=["words", "bytes", pytest.param("minilm", marks=needs_minilm)])
 def encoder(request: pytest.FixtureRequest) -> text.TextEncoder:
     match request.param:
         case "words":
             return small()
-        case "prior":
-            model = small(prior_width=8)
-            model.set_prior(torch.randn(len(WORDS), 8))
-            return model
         case "bytes":
             return ByteEncoder(32)
         case _:
@@ -59,7 +55,7 @@ def test_batch_equals_prompts_alone(encoder: text.TextEncoder) -> None:
         torch.testing.assert_close(states, encoder.encode([prompt]).states, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("encoder", ["words", "prior", pytest.param("minilm", marks=needs_minilm)], indirect=True)
+@pytest.mark.parametrize("encoder", ["words", pytest.param("minilm", marks=needs_minilm)], indirect=True)
 def test_word_order_reaches_every_state(encoder: text.TextEncoder) -> None:
     one, other = rows(encoder.encode(["a red ball left of a blue cube", "a blue ball left of a red cube"]))
     assert one.shape == other.shape
@@ -95,6 +91,17 @@ def test_unknown_words_are_named_once_in_order() -> None:
     assert small().unknown("the red ball's") == ["ball's"]
 
 
+def test_foreign_words_are_read_as_known_ones() -> None:
+    """A reading changes the words and nothing else; a known word is never replaced."""
+    readings = {"crate": "cube", "rolls": "cube", "leftwise": "to the left"}
+    model = small(readings=readings)
+    assert model.unknown("The crate rolls leftwise, wobbling") == ["wobbling"]
+    assert model.read("The crate rolls leftwise") == ["the", "cube", "rolls", "to", "the", "left"]
+    states = model.encode(["The crate rolls leftwise", "the cube rolls to the left"])
+    torch.testing.assert_close(*rows(states))
+    assert len(small(readings=readings, max_words=4).encode(["crate leftwise", "leftwise leftwise"]).states) == 10
+
+
 def test_buckets_are_the_same_on_every_machine() -> None:
     """Weights are trained for these numbers: CRC-32 of each trigram, modulo the table."""
     assert text._buckets_of("ball", 512) == (269, 457, 477, 86)
@@ -123,13 +130,11 @@ def test_dropout_only_in_training_and_by_its_generator() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradient_reaches_every_parameter(dtype: torch.dtype) -> None:
-    model = small(prior_width=8).to(dtype).train()
-    model.set_prior(torch.randn(len(WORDS), 8))
+    model = small().to(dtype).train()
     model.encode([*PROMPTS, " ".join(WORDS)]).states.square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    assert not model.prior.requires_grad
 
 
 def test_it_learns_which_is_left_of_which() -> None:
@@ -147,8 +152,7 @@ def test_it_learns_which_is_left_of_which() -> None:
 
 
 def test_save_and_load(tmp_path: Path) -> None:
-    model = small(prior_width=8)
-    model.set_prior(torch.randn(len(WORDS), 8))
+    model = small()
     model.save(tmp_path / "text_encoder")
     again = WordTransformer.load(tmp_path / "text_encoder").eval()
     assert again.config == model.config

@@ -12,8 +12,8 @@ import re
 import unicodedata
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -120,8 +120,8 @@ class _Packing:
 class WordConfig:
     """Size and vocabulary of a WordTransformer.
 
-    `words` are the known words. `prior_width` > 0 keeps a frozen vector of that width for each of them, taken from
-    a pretrained encoder: synonyms that training never says then lie close to words that it does.
+    `words` are the known words. `readings` maps a foreign word to the known word or words that it is read as; no
+    weight depends on it, so it may be widened after training.
     """
 
     words: tuple[str, ...]
@@ -131,7 +131,7 @@ class WordConfig:
     buckets: int = 512
     max_words: int = 96
     word_dropout: float = 0.1
-    prior_width: int = 0
+    readings: Mapping[str, str] = field(default_factory=dict)
 
 
 class WordBatch(NamedTuple):
@@ -160,8 +160,6 @@ class WordTransformer(nn.Module):
     meaning and misspellings or inflections of a known word land near it.
     """
 
-    prior: Tensor  # (ids, prior_width) frozen vectors of the words, when the config asks for them
-
     def __init__(self, config: WordConfig) -> None:
         super().__init__()
         if not config.words:
@@ -172,9 +170,6 @@ class WordTransformer(nn.Module):
         self.word = nn.Embedding(FIRST_WORD + len(config.words), config.width)
         self.gram = nn.Parameter(torch.empty(config.buckets, config.width))
         self.position = nn.Embedding(config.max_words + 1, config.width)
-        if config.prior_width:
-            self.register_buffer("prior", torch.zeros(FIRST_WORD + len(config.words), config.prior_width))
-            self.from_prior = nn.Linear(config.prior_width, config.width, bias=False)
         self.blocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.init_weights()
@@ -184,7 +179,7 @@ class WordTransformer(nn.Module):
 
         | parameter               | value                                                    |
         |-------------------------|----------------------------------------------------------|
-        | word, gram, from_prior  | normal, so that each adds variance 1 / 0.25 / 1 at most  |
+        | word, gram              | normal(0, 0.5)                                           |
         | position                | normal(0, 0.1): order is a small part of what a word says|
         | q, k, v and MLP inputs  | Xavier uniform, zero bias                                |
         | outputs into the stream | Xavier uniform / sqrt(2 * layers)                        |
@@ -193,8 +188,6 @@ class WordTransformer(nn.Module):
         nn.init.normal_(self.word.weight, std=0.5)
         nn.init.normal_(self.gram, std=0.5)
         nn.init.normal_(self.position.weight, std=0.1)
-        if self.config.prior_width:
-            nn.init.normal_(self.from_prior.weight, std=self.config.prior_width**-0.5)
         for block in self.blocks:
             for name, linear in block.named_children():
                 if isinstance(linear, nn.Linear):
@@ -202,19 +195,25 @@ class WordTransformer(nn.Module):
                     nn.init.xavier_uniform_(linear.weight, gain)
                     nn.init.zeros_(linear.bias)
 
-    def set_prior(self, vectors: Tensor) -> None:
-        """Fix the prior vectors of the known words, (words, prior_width), in the order of the vocabulary."""
-        self.prior[FIRST_WORD:].copy_(vectors)
-
     def unknown(self, prompt: str) -> list[str]:
-        """Words of the prompt that are not in the vocabulary, in order, each once."""
-        words = words_of(prompt, self.config.max_words)
+        """Words of the prompt that are neither in the vocabulary nor read as words of it, in order, each once."""
+        words = self.read(prompt, self.config.max_words)
         return list(dict.fromkeys(word for word in words if word not in self.index))
+
+    def read(self, prompt: str, most: int | None = None) -> list[str]:
+        """The prompt as words, foreign ones replaced by their readings, at most `most` of them."""
+
+        def read() -> Iterator[str]:
+            for word in words_of(prompt, most):
+                reading = None if word in self.index else self.config.readings.get(word)
+                yield from [word] if reading is None else reading.split()
+
+        return list(islice(read(), most))
 
     def tokens(self, prompts: Sequence[str]) -> WordBatch:
         """Numbers for `forward`, on the model's device."""
         most = self.config.max_words
-        split = [words_of(prompt, most + 1) for prompt in prompts]
+        split = [self.read(prompt, most + 1) for prompt in prompts]
         distinct: dict[str, int] = {"": 0}  # "" stands for START
         token = [distinct.setdefault(word, len(distinct)) for words in split for word in ["", *words[:most]]]
         grams = torch.zeros(len(distinct), self.config.buckets)
@@ -241,8 +240,6 @@ class WordTransformer(nn.Module):
             draw = torch.rand(ids.shape, generator=generator).to(ids.device)
             kept = torch.where((draw < self.config.word_dropout) & (ids != START), UNKNOWN, ids)
         x = F.embedding(kept, self.word.weight) + (batch.grams @ self.gram)[batch.token]  # (M, D)
-        if self.config.prior_width:
-            x = x + self.from_prior(F.embedding(ids, self.prior))
         x = x + F.embedding(packing.places, self.position.weight)
         for block in self.blocks:
             x = block(x, packing)
