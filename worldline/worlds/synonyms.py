@@ -120,8 +120,7 @@ def inflections(verb: str) -> set[str]:
     """The regular forms of a verb, and those with its last consonant doubled (hop: hops, hopping, hopped)."""
     if verb.endswith("y") and verb[-2] not in "aeiou":
         return {verb, f"{verb[:-1]}ies", f"{verb}ing", f"{verb[:-1]}ied"}
-    if verb.endswith("e"):
-        stems = {verb[:-1]}
-    else:
-        stems = {verb, verb + verb[-1]} if verb[-1] in "bgmnptr" else {verb}
+    stems = {verb.removesuffix("e")}
+    if verb[-1] in "bgmnptr":
+        stems.add(verb + verb[-1])
     return {verb, plural(verb), *(stem + end for stem in stems for end in ("ing", "ed"))}
