@@ -49,9 +49,7 @@ def test_size_out_of_range_names_the_nearest(text: str, nearest: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "64", "64x", "x64", "64x64x64", "1e3x64", "big", "6\n4x64", "9" * 99 + "x1"]
-)
+@pytest.mark.parametrize("text", ["", "64", "64x", "x64", "64x64x64", "1e3x64", "big", "6\n4x64", "9" * 99 + "x1"])
 def test_size_that_is_no_size(text: str) -> None:
     with pytest.raises(UserError, match="--size") as caught:
         parse_size(text)

@@ -49,7 +49,7 @@ def vae_like(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def mixed(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random strength of every damage at once: what the nets are trained on."""
-    x = frames.astype(np.float32)
+    x: np.ndarray = frames.astype(np.float32)
     if rng.random() < 0.3:
         x = _warped(x, rng)
     if rng.random() < 0.7:
@@ -91,10 +91,11 @@ def _jpeg(frames: np.ndarray, quality: int) -> np.ndarray:
 
 def _layers(module: torch.nn.Sequential, name: str) -> dict[str, np.ndarray]:
     """Weights of the dense (or convolution) layers of `module`, numbered as `verify_nets` reads them."""
-    weighted = [layer for layer in module if hasattr(layer, "weight")]
+    weighted = [layer for layer in module if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
     out = {}
     for i, layer in enumerate(weighted):
         out[f"{name}.{i}.weight"] = layer.weight.detach().numpy()
+        assert layer.bias is not None
         out[f"{name}.{i}.bias"] = layer.bias.detach().numpy()
     return out
 
