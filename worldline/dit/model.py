@@ -130,10 +130,9 @@ class Block(nn.Module):
         self.table = nn.Parameter(torch.empty(6, 1, config.width))
 
     def forward(self, x: Tensor, text: Tensor, modulation: Tensor, context: _Context) -> Tensor:
-        """x (N, width), text (M, width), modulation (6, U, width) shared by all blocks -> (N, width)."""
-        rows = context.rows
-        parts = (modulation + self.table).unbind()  # 6 x (U, width)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (rows.gather(part) for part in parts)
+        """x (N, width), text (M, width), modulation (U, 6 * width) shared by all blocks -> (N, width)."""
+        rows = context.rows.gather(modulation + self.table.flatten())  # (runs, 1, 6 * width)
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows.chunk(6, dim=-1)
         h = modulate(rms_normalise(x), shift1, scale1)  # (N, width)
         x = add_gated(x, gate1, self.attention(h, context.rope, context.segments))
         x = x + self.cross(rms_normalise(x), text, context.segments, context.text_segments)
@@ -235,12 +234,12 @@ class DiT(nn.Module):
             text_segments=Segments(cu_text),
         )
         time = F.silu(self.time(unique))  # (U, width)
-        modulation = self.modulation(time).unflatten(-1, (6, -1)).transpose(0, 1)  # (6, U, width)
+        modulation = self.modulation(time)  # (U, 6 * width)
         states = rms_normalise(self.text(rms_normalise(text.to(dtype))))  # (M, width)
         for block in self.blocks:
             x = block(x, states, modulation, context)
-        shift, scale = self.final(time).chunk(2, dim=-1)  # (U, width)
-        x = modulate(rms_normalise(x), context.rows.gather(shift), context.rows.gather(scale + 1))
+        shift, scale = context.rows.gather(self.final(time)).chunk(2, dim=-1)  # (runs, 1, width)
+        x = modulate(rms_normalise(x), shift, scale + 1)
         return self.head(x)  # type: ignore[no-any-return]
 
     def _embed(self, tokens: Tensor, coords: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -57,35 +57,32 @@ class _NormaliseRotate(Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, ...]:
-        heads = qkv.shape[1] // 3
-        rotated, kept = [], []
-        for i in range(2):
-            x = qkv[:, i * heads : (i + 1) * heads]  # (N, heads, D)
-            scale = inverse_rms(x, eps)  # (N, heads, 1)
-            y = x * scale
-            c, s = cos * gain[i], sin * _turn(gain[i])  # (N, 1, D)
-            rotated.append(torch.addcmul(y * c, _turn(y), s))
-            kept += [y, scale, c, s]
-        ctx.save_for_backward(gain, *kept)
-        return rotated[0], rotated[1], qkv[:, 2 * heads :]
+        rows, heads, dim = len(qkv), qkv.shape[1] // 3, qkv.shape[2]
+        x = qkv[:, : 2 * heads].unflatten(1, (2, heads))  # (N, 2, heads, D)
+        scale = inverse_rms(x, eps)  # (N, 2, heads, 1)
+        y = x * scale
+        c = cos[:, None] * gain[:, None]  # (N, 2, 1, D)
+        s = sin[:, None] * _turn(gain)[:, None]  # (N, 2, 1, D)
+        q, k = torch.addcmul(y * c, _turn(y), s).unbind(1)
+        ctx.save_for_backward(gain, y, scale, c, s)
+        return q, k, qkv.view(rows, 3, heads, dim)[:, 2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        gain, *kept = ctx.saved_tensors
-        rows, heads, dim = kept[0].shape
-        grad_qkv = kept[0].new_empty(rows, 3 * heads, dim)
+        gain, y, scale, c, s = ctx.saved_tensors
+        rows, _, heads, dim = y.shape
+        grad_qkv = y.new_empty(rows, 3, heads, dim)
         grad_gain = torch.empty_like(gain)
         for i in range(2):
-            y, scale, c, s = kept[4 * i : 4 * i + 4]
-            grad = torch.addcmul(_turn(grads[i] * s), grads[i], c)  # of y
-            product = grad * y
+            grad = torch.addcmul(_turn(grads[i] * s[:, i]), grads[i], c[:, i])  # of y
+            product = grad * y[:, i]
             # grad holds the gain as a factor: the gradient of the gain is this sum without it.
             total = product.sum((0, 1), dtype=torch.float32)
             grad_gain[i] = torch.where(gain[i] == 0, 0, total / gain[i].float()).to(gain.dtype)
             along = product.sum(-1, keepdim=True) / -dim
-            torch.mul(grad.addcmul_(y, along), scale, out=grad_qkv[:, i * heads : (i + 1) * heads])
-        grad_qkv[:, 2 * heads :] = grads[2]
-        return grad_qkv, grad_gain, None, None, None
+            torch.mul(grad.addcmul_(y[:, i], along), scale[:, i], out=grad_qkv[:, i])
+        grad_qkv[:, 2] = grads[2]
+        return grad_qkv.flatten(1, 2), grad_gain, None, None, None
 
 
 def normalise_rotate(qkv: Tensor, gain: Tensor, rope: Rope, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
