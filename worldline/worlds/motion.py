@@ -12,7 +12,8 @@ from worldline.worlds.tracks import Field, Track
 STILL_X = 0.13  # half shorter sides: less is jitter
 STROKE = 0.14  # a vertical stroke must be longer than this
 RATIO = 1.2  # log-area change per vertical travel above which an object came nearer or went away
-TURN = 0.055  # relative spread of a cube's width that turning makes
+TURN = 0.048  # spread of log width over height that turning makes in a cube
+SLACK = {"static": 1.0, "pan": 1.6, "zoom": 1.6, "orbit": 2.8}  # what a camera adds is taken off only roughly
 PIVOT = -0.42  # height in view of the floor that an orbit leaves in place
 # Whole-clip strengths tried for each kind of camera: shift, log scale, shear, in half shorter sides.
 STRENGTHS = {
@@ -20,8 +21,11 @@ STRENGTHS = {
     "zoom": (0.18, 0.3, 0.44, 0.6),
     "orbit": (1.0, 1.6, 2.2, 2.8, 3.3, 3.8),
 }
-CAMERA_GAIN = 0.25  # mean log-variance that a moving camera must explain
-ZOOM_GAIN = 0.13  # enough for a zoom, as the object's growth must agree with it
+STRIPS = 6
+FLICKER = 6e-5  # variance of brightness that nobody sees
+CAMERA_GAIN = 0.11  # mean log-variance that a moving camera must explain
+ZOOM_GAIN = 0.06  # enough for a zoom where the objects move as a zoom moves them
+PITCH = 0.46  # height of the vanishing point of the floor above the picture's centre
 
 
 @dataclass(frozen=True)
@@ -40,30 +44,50 @@ def camera_motion(field: Field, tracks: list[Track]) -> CameraMotion:
     linear in 1 / depth, and so in its height in the picture). Averaging over all frames makes noise harmless, and
     taking the logarithm per pixel keeps a moving shadow, strong but local, from passing for a camera.
     """
-    total, height, width = field.labels.shape
+    total = len(field.labels)
     if total < 3:
         return CameraMotion("static", 0.0, 0.0)
     picked = np.linspace(0, total - 1, min(total, 17)).round().astype(int)
     grey = ndimage.gaussian_filter(field.frames[picked].mean(-1), (0, 0.8, 0.8))
-    clear = ndimage.minimum_filter(field.labels[picked] == 0, (1, 7, 7))
+    empty = field.labels[picked] == 0
+    # Beside an object lies its shadow, which moves with it. A zoom leaves no room for that margin, and needs it less.
+    near, wide = (ndimage.minimum_filter(empty, size) for size in ((1, 7, 7), (1, 7, 25)))
     # A floor's brightness falls row by row; only a zoom moves rows, so only a zoom is judged with them.
-    flat = (grey - _masked_mean(grey, clear, (1, 2))).astype(np.float32)
-    level = (grey - _masked_mean(grey, clear, (2,))).astype(np.float32)
-    views = {"pan": level, "zoom": flat, "orbit": level}
-    still = {id(view): _restlessness(view, clear, "pan", 0.0) for view in (flat, level)}
+    flat = (grey - _masked_mean(grey, near, (1, 2))).astype(np.float32)
+    level = (grey - _masked_mean(grey, near, (2,))).astype(np.float32)
+    views = {"pan": (level, wide), "zoom": (flat, near), "orbit": (level, wide)}
+    still = {kind: _restlessness(*view, kind, 0.0) for kind, view in views.items()}
     tried = [
-        (still[id(views[kind])] - _restlessness(views[kind], clear, kind, sign * strength), kind, sign * strength)
-        for kind, strengths in STRENGTHS.items()
-        for strength in strengths
+        (_spread_gain(still[kind] - _restlessness(*view, kind, sign * strength)), kind, sign * strength)
+        for kind, view in views.items()
+        for strength in STRENGTHS[kind]
         for sign in (1, -1)
     ]
     growth = float(np.median([change(np.log(np.maximum(t.area, 1)), t.visible) for t in tracks])) if tracks else None
     tried = [(g, kind, s) for g, kind, s in tried if kind != "zoom" or growth is None or _agrees(growth, 2 * s)]
     gain, kind, strength = max(tried, default=(0.0, "pan", 0.0))
-    if gain < (ZOOM_GAIN if kind == "zoom" and tracks else CAMERA_GAIN):
+    if gain < (_zoom_gain(tracks) if kind == "zoom" else CAMERA_GAIN):
         return CameraMotion("static", 0.0, gain)
     names = {"pan": ("left", "right"), "zoom": ("in", "out"), "orbit": ("right", "left")}[kind]
     return CameraMotion(f"{kind} {names[strength < 0]}", strength, gain)
+
+
+def _zoom_gain(tracks: list[Track]) -> float:
+    """Less floor is asked for where the objects grow as a zoom makes them, more where they grow as if they came nearer.
+
+    By a zoom the foot of an object, at v < 0, moves by v per unit of log-scale; coming nearer on the floor moves it by
+    v - PITCH, as the vanishing point lies PITCH above the picture's centre.
+    """
+    paces = []
+    for track in tracks:
+        height = track.box[:, 3] - track.box[:, 2]
+        growth = change(np.log(np.maximum(height, 1e-3)), track.visible & track.whole)
+        if abs(growth) > 0.12:
+            pace = change(track.box[:, 2], track.visible & track.whole) / growth
+            paces.append(pace - float(np.nanmedian(track.box[:, 2])))
+    if not paces:
+        return CAMERA_GAIN
+    return ZOOM_GAIN if float(np.median(paces)) > -PITCH / 2 else 4 * CAMERA_GAIN
 
 
 def _agrees(growth: float, expected: float) -> bool:
@@ -82,8 +106,17 @@ def _masked_mean(grey: np.ndarray, clear: np.ndarray, axes: tuple[int, ...]) -> 
     return (grey * clear).sum(axes, keepdims=True) / np.maximum(clear.sum(axes, keepdims=True), 1)
 
 
-def _restlessness(grey: np.ndarray, clear: np.ndarray, kind: str, strength: float) -> float:
-    """Mean over the floor of the log-variance through time, after undoing a camera motion of whole-clip `strength`."""
+def _spread_gain(strips: np.ndarray) -> float:
+    """A camera stills the whole floor, a shadow that moves stills a part: the second least of the strips counts."""
+    known = np.sort(strips[np.isfinite(strips)])
+    return float(known[min(1, len(known) - 1)]) if len(known) else 0.0
+
+
+def _restlessness(grey: np.ndarray, clear: np.ndarray, kind: str, strength: float) -> np.ndarray:
+    """Log-variance through time after undoing a camera motion of whole-clip `strength`.
+
+    Means over `STRIPS` upright strips of the floor, NaN where objects cover a strip.
+    """
     total, height, width = grey.shape
     half = min(height, width) / 2
     top = round(height / 2 + 0.3 * half)  # below the horizon
@@ -109,7 +142,12 @@ def _restlessness(grey: np.ndarray, clear: np.ndarray, kind: str, strength: floa
     mean = (values * valid).sum(0) / np.maximum(count, 1)
     variance = ((values - mean) ** 2 * valid).sum(0) / np.maximum(count - 1, 1)
     used = count >= max(3, 0.4 * total)
-    return float(np.log(variance[used] + 4e-5).mean()) if used.sum() > 50 else 0.0
+    logs = np.where(used, np.log(variance + FLICKER), 0.0)
+    edges = np.linspace(0, logs.shape[1], STRIPS + 1).round().astype(int)[:-1]
+    pixels = np.add.reduceat(used.sum(0), edges)
+    return np.where(
+        pixels >= 0.3 * used.size / STRIPS, np.add.reduceat(logs.sum(0), edges) / np.maximum(pixels, 1), np.nan
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +182,7 @@ def object_motion(track: Track, camera: CameraMotion) -> ObjectMotion:
             )
         case "orbit":
             x -= camera.strength * share * (track.box[at, 2] - PIVOT)
-    turning = _turning(track, at, camera)
+    turning = _turning(track, at)
     full = np.interp(np.arange(total), at, x), np.interp(np.arange(total), at, y)
     smooth_x, smooth_y = (ndimage.median_filter(v, 3, mode="nearest") if total > 8 else v for v in full)
     dx = float(smooth_x[-1] - smooth_x[0])
@@ -153,7 +191,7 @@ def object_motion(track: Track, camera: CameraMotion) -> ObjectMotion:
     )
     strokes = _strokes(smooth_y)
     dy = sum(strokes)
-    name = _name(dx, float(smooth_y[-1] - smooth_y[0]), dsize, strokes, camera.name != "static")
+    name = _name(dx, float(smooth_y[-1] - smooth_y[0]), dsize, strokes, SLACK[camera.name.split()[0]])
     if name == "still" and turning > TURN and camera.name == "static":
         name = "spin"
     return ObjectMotion(name, (dx, dy, dsize), _onset(smooth_x), _hidden(track), turning)
@@ -179,8 +217,7 @@ def _strokes(y: np.ndarray) -> list[float]:
     return strokes
 
 
-def _name(dx: float, dy: float, dsize: float, strokes: list[float], moving_camera: bool) -> str:
-    slack = 1.6 if moving_camera else 1.0
+def _name(dx: float, dy: float, dsize: float, strokes: list[float], slack: float) -> str:
     if len(strokes) > 1 and max(abs(s) for s in strokes) > 1.2 * abs(dx):
         return "bounce" if strokes[0] < 0 else "jump"
     depth = abs(dsize) > 0.2 * slack and abs(dsize) > RATIO * max(abs(dy), 0.5 * abs(dx))
@@ -193,14 +230,13 @@ def _name(dx: float, dy: float, dsize: float, strokes: list[float], moving_camer
     return "still"
 
 
-def _turning(track: Track, at: np.ndarray, camera: CameraMotion) -> float:
-    """Relative spread of width over height in whole frames, after taking off a steady trend."""
+def _turning(track: Track, at: np.ndarray) -> float:
+    """Relative spread through time of width over height, smoothed over a fifth of the clip, in whole frames."""
     whole = at[track.whole[at]]
     if len(whole) < 5:
         return 0.0
-    box = track.box[whole]
-    ratio = (box[:, 1] - box[:, 0]) / np.maximum(box[:, 3] - box[:, 2], 1e-3)
-    return float(ratio.std() / ratio.mean())
+    slim = ndimage.uniform_filter1d(np.log(track.slim[whole]), max(1, round(len(whole) / 5.5)), mode="nearest")
+    return float(slim.std())
 
 
 def _onset(x: np.ndarray) -> float:
@@ -213,7 +249,7 @@ def _onset(x: np.ndarray) -> float:
 
 def _hidden(track: Track) -> float:
     """Share of the clip for which the object is covered between two sightings."""
-    area = np.where(track.visible, track.area, 0.0)
+    area = track.area
     level = np.percentile(area[area > 0], 80) if (area > 0).any() else 1.0
     seen = np.flatnonzero(area > 0.5 * level)
     if len(seen) < 2:

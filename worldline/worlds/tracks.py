@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from scipy.signal import find_peaks
 
 from worldline.worlds.verify_nets import BINS, COLOUR_NAMES, CROP
 
@@ -20,12 +22,14 @@ PRESENT = 0.3  # share of frames that an object must be seen in
 class Track:
     """One object through time. Lengths are in half shorter sides: u right, v up, both 0 at the picture's centre.
 
-    `centre` (T, 2), `box` (T, 4) left/right/bottom/top, `area` (T,) pixels, `visible` (T,), `whole` (T,) seen uncut.
+    `centre` (T, 2); `box` (T, 4) left, right, bottom, top; `slim` (T,) spread of columns over spread of rows;
+    `area` (T,) pixels; `visible` (T,) seen at all; `whole` (T,) seen uncut.
     """
 
     colour: str
     centre: np.ndarray
     box: np.ndarray
+    slim: np.ndarray
     area: np.ndarray
     visible: np.ndarray
     whole: np.ndarray
@@ -98,7 +102,7 @@ class _Piece:
     area: int
 
 
-def _pieces(mask: np.ndarray) -> list[list[_Piece]]:
+def _pieces(mask: np.ndarray, labels: np.ndarray) -> list[list[_Piece]]:
     """Blobs of one colour in every frame, wide ones cut into equal neighbours, left to right."""
     blobs, count = ndimage.label(mask, _PLANE)
     areas = np.bincount(blobs.ravel(), minlength=count + 1)
@@ -112,16 +116,41 @@ def _pieces(mask: np.ndarray) -> list[list[_Piece]]:
     for i, pieces in enumerate(frames):
         largest = max((piece.area for piece in pieces), default=0)
         kept = [piece for piece in pieces if piece.area >= 0.22 * largest]
-        frames[i] = sorted(kept, key=lambda piece: piece.bounds[2] + piece.bounds[3])
+        kept.sort(key=lambda piece: piece.bounds[2] + piece.bounds[3])
+        frames[i] = _joined(kept, mask[i], labels[i] != 0)
     return frames
+
+
+def _joined(pieces: list[_Piece], own: np.ndarray, objects: np.ndarray) -> list[_Piece]:
+    """Neighbours with mostly another object between them are one object, seen on both sides of it."""
+    out: list[_Piece] = []
+    for piece in pieces:
+        if out:
+            (y0, y1, _, left), (z0, z1, right, _) = out[-1].bounds, piece.bounds
+            gap = (slice(max(y0, z0), min(y1, z1)), slice(left, right))
+            if own[gap].size and (objects[gap] & ~own[gap]).mean() > 0.5:
+                out[-1] = _union([out[-1], piece])
+                continue
+        out.append(piece)
+    return out
+
+
+def _parts(columns: np.ndarray, height: int) -> int:
+    """How many equal things make a blob of these column heights: its humps, or, where they are flush, its length."""
+    ratio = len(columns) / max(height, 1)
+    if ratio < 1.32:  # the widest single thing is a cube seen edge on
+        return 1
+    smooth = ndimage.uniform_filter1d(columns.astype(float), 3, mode="constant")
+    humps = len(find_peaks(np.pad(smooth, 1), prominence=0.2 * height)[0])
+    # Flush cubes: their spacing is 0.93 of their height in view.
+    return humps if humps > 1 else 1 + max(0, round((ratio - 0.87) / 0.93))
 
 
 def _cut(own: np.ndarray, top: int, left: int) -> list[_Piece]:
     """Equal things side by side make a blob several times as wide as high; cut near the thinnest columns."""
     height, width = own.shape
     columns = own.sum(0)
-    high = float(np.percentile(columns, 90)) if width else 1.0
-    parts = max(1, round(0.97 * width / max(height, high, 1.0)))
+    parts = _parts(columns, height)
     edges = [0]
     for i in range(1, parts):
         middle, reach = i * width / parts, max(1, round(0.2 * width / parts))
@@ -131,7 +160,7 @@ def _cut(own: np.ndarray, top: int, left: int) -> list[_Piece]:
         edges.append(low + int(window.argmin()))
     edges.append(width)
     pieces = []
-    for x0, x1 in zip(edges[:-1], edges[1:], strict=True):
+    for x0, x1 in itertools.pairwise(edges):
         part = own[:, x0:x1]
         if part.sum() < MIN_AREA:
             continue
@@ -151,12 +180,12 @@ def find_tracks(frames: np.ndarray, table: np.ndarray) -> tuple[Field, list[Trac
         mask = field.labels == code
         if mask.sum() < MIN_AREA * max(1.0, PRESENT * len(mask)):
             continue
-        pieces = _pieces(mask)
+        pieces = _pieces(mask, field.labels)
         seen = [len(found) for found in pieces if found]
         if len(seen) < max(1.0, PRESENT * len(mask)):
             continue
-        # A count must hold in nearly half of the frames, so that an occluder that cuts an object adds none.
-        count = max(k for k in range(1, max(seen) + 1) if k == 1 or np.mean(np.array(seen) >= k) >= 0.45)
+        # A count must hold for a third of the time: flicker adds none, and things may enter or leave the picture.
+        count = max(k for k in range(1, max(seen) + 1) if k == 1 or np.mean(np.array(seen) >= k) >= 0.35)
         tracks.extend(_follow(field, code, colour, pieces, slot, count) for slot in range(count))
     return field, tracks
 
@@ -175,37 +204,37 @@ def _follow(field: Field, code: int, colour: str, pieces: list[list[_Piece]], sl
     total, height, width = field.labels.shape
     half = min(height, width) / 2
     centre, box = np.full((total, 2), np.nan), np.full((total, 4), np.nan)
-    area, whole = np.zeros(total), np.zeros(total, bool)
+    area, whole, slim = np.zeros(total), np.zeros(total, bool), np.full(total, np.nan)
     chosen: list[_Piece | None] = [None] * total
     for t, found in enumerate(pieces):
-        if len(found) < count:
+        if not found:
             continue
-        if count == 1:
-            piece = _union(found)
-        elif len(found) == count:
-            piece = found[slot]
-        else:
+        if count > 1 and len(found) != count:
+            area[t] = np.nan  # seen, but not told apart from its equals
             continue
+        piece = _union(found) if count == 1 else found[slot]
         chosen[t] = piece
         y0, y1, x0, x1 = piece.bounds
         rows, cols = np.nonzero(piece.mask)
         centre[t] = (x0 + cols.mean() + 0.5 - width / 2) / half, (height / 2 - y0 - rows.mean() - 0.5) / half
         box[t] = (x0 - width / 2) / half, (x1 - width / 2) / half, (height / 2 - y1) / half, (height / 2 - y0) / half
-        area[t] = piece.area
+        area[t], slim[t] = piece.area, (cols.std() + 0.1) / (rows.std() + 0.1)
         whole[t] = y0 > 0 and x0 > 0 and y1 < height and x1 < width and not _touched(field.labels[t], code, piece)
+    told = np.isfinite(area)
+    area = np.interp(np.arange(total), np.flatnonzero(told), area[told]) if told.any() else np.zeros(total)
     typical = np.percentile(area[area > 0], 75) if (area > 0).any() else 1.0
-    visible = area > 0.2 * typical
+    visible = told & (area > 0.2 * typical)
     reach = max(1, round(0.25 * total))
     near = ndimage.maximum_filter1d(area, 2 * reach + 1, mode="nearest")
     whole &= area > 0.7 * near
     chosen_whole = np.flatnonzero(whole)
     if len(chosen_whole) < 2:  # never seen uncut: the best frames must do
         chosen_whole = np.argsort(-area)[: max(2, total // 4)]
-        chosen_whole = chosen_whole[area[chosen_whole] > 0]
+        chosen_whole = chosen_whole[visible[chosen_whole]]
     picked = chosen_whole[np.linspace(0, len(chosen_whole) - 1, min(len(chosen_whole), 16)).round().astype(int)]
     crops = [_crop(field, int(t), code, piece) for t in picked if (piece := chosen[t]) is not None]
     stacked = np.stack(crops) if crops else np.zeros((0, 2, CROP, CROP), np.float32)
-    return Track(colour, centre, box, area, visible, whole, stacked)
+    return Track(colour, centre, box, slim, area, visible, whole, stacked)
 
 
 def _touched(labels: np.ndarray, code: int, piece: _Piece) -> bool:

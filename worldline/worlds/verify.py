@@ -5,10 +5,12 @@ It takes frames, not files, of anyone's making: any size, any length. Measured f
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from worldline.errors import UserError
@@ -18,6 +20,7 @@ from worldline.worlds.tracks import Field, Track, find_tracks, working_size
 from worldline.worlds.verify_nets import gauge, shape_log_probs, shipped_table, weights
 
 HIDDEN = 0.06  # share of the clip behind a screen that counts as hidden
+SCREEN_EDGE = 1.0  # its upright edges against the steps in brightness within it
 SIZE_SPLIT = math.sqrt(SIZES["small"] * SIZES["large"])
 SPEED_SPLITS = (math.sqrt(SPEEDS["slow"] * SPEEDS[""]), math.sqrt(SPEEDS[""] * SPEEDS["fast"]))
 ATTRIBUTES = ("colour", "shape", "count", "motion", "camera", "relation", "size", "speed")
@@ -97,7 +100,25 @@ def read(frames: np.ndarray, fps: float = 16.0) -> Reading:
             )
         )
     hidden = [t for t, o in zip(tracks, objects, strict=True) if o.hidden >= HIDDEN]
-    return Reading(tuple(objects), camera.name, any(_screen_seen(clip, t) for t in hidden), len(frames), fps)
+    screen = any(_screen_seen(clip, t) for t in hidden if not _behind_another(t, tracks))
+    return Reading(tuple(objects), camera.name, screen, len(frames), fps)
+
+
+def _behind_another(track: Track, tracks: list[Track]) -> bool:
+    """True where the middle of the hidden stretch lies within another object's outline."""
+    total = len(track.visible)
+    shown = np.flatnonzero(track.visible)
+    missing = np.setdiff1d(np.arange(shown[0], shown[-1] + 1), shown)
+    t = int(np.median(missing)) if len(missing) else int(shown[0] + track.area[shown[0] : shown[-1] + 1].argmin())
+    x = np.interp(t, shown, track.centre[shown, 0])
+    for other in tracks:
+        at = np.flatnonzero(np.isfinite(other.box[:, 0]))
+        if other is track or not len(at) or total != len(other.visible):
+            continue
+        left, right = (np.interp(t, at, other.box[at, side]) for side in (0, 1))
+        if left < x < right:
+            return True
+    return False
 
 
 def _speed(span: float) -> str:
@@ -105,22 +126,28 @@ def _speed(span: float) -> str:
 
 
 def _screen_seen(clip: Field, track: Track) -> bool:
-    """True where the picture, at the height of the object, has a flat grey patch between two upright edges mid-path."""
+    """True where the picture, at the height of the object, has a flat patch between two upright edges mid-path."""
     height, width = clip.labels.shape[1:]
     half = min(height, width) / 2
     shown = np.flatnonzero(track.visible)
     gap = np.setdiff1d(np.arange(shown[0], shown[-1] + 1), shown)
     where = gap if len(gap) else np.array([int(track.area[shown[0] : shown[-1] + 1].argmin()) + shown[0]])
-    picture = np.median(clip.frames[where], 0).mean(-1)  # (H, W)
+    picture = ndimage.gaussian_filter(np.median(clip.frames[where], 0).mean(-1), (1, 0.6))
     bottom, top = np.nanmedian(track.box[:, 2]), np.nanmedian(track.box[:, 3])
-    rows = slice(max(0, round(height / 2 - top * half)), max(2, round(height / 2 - bottom * half)))
-    profile = np.median(picture[rows], 0)
-    edges = np.abs(np.gradient(profile))
-    middle = np.interp(where.mean(), shown, track.centre[shown, 0]) * half + width / 2
-    reach = 0.45 * half
-    left = edges[max(0, round(middle - reach * 1.4)) : max(1, round(middle - 0.15 * half))]
-    right = edges[round(middle + 0.15 * half) : round(middle + reach * 1.4)]
-    return bool(left.size and right.size and min(left.max(), right.max()) > 0.02)
+    low = min(height, max(8, round(height / 2 - bottom * half)))
+    rows = slice(max(0, min(round(height / 2 - top * half), low - 8)), low)
+    steps = ndimage.correlate1d(picture, np.array([1, 1, 1, 0, -1, -1, -1]) / 3, axis=1, mode="nearest")[rows]
+    bands = [np.abs(steps[i : i + 6].mean(0)) for i in range(0, max(1, len(steps) - 5), 3)]
+    edges = np.mean(bands, axis=0)
+    middle = round(float(np.interp(where.mean(), shown, track.centre[shown, 0])) * half + width / 2)
+    left, inner, right = (
+        edges[max(0, middle - 17) : max(1, middle - 4)],
+        edges[middle - 4 : middle + 5],
+        edges[middle + 4 : middle + 17],
+    )
+    if not (left.size and inner.size and right.size):
+        return False
+    return bool(0.5 * (left.max() + right.max()) > SCREEN_EDGE * (inner.max() + 0.008))
 
 
 def judge(reading: Reading, scene: Scene) -> dict[str, bool]:
@@ -178,7 +205,7 @@ def _event_motions(objects: list[ObjectReading], things: list[Thing], scene: Sce
     struck = first.track[:, 0][np.isfinite(first.track[:, 0])]
     # The one that strikes may rebound, so its longest way in its direction counts; the other must be driven on.
     forward = max(sign * (struck - struck[0])) if len(struck) else 0.0
-    return [bool(forward > 0.12), sign * second.travel[0] > 0.1 and second.motion == things[0].motion]
+    return [bool(forward > 0.06), sign * second.travel[0] > 0.1 and second.motion == things[0].motion]
 
 
 def _relation(reading: Reading, objects: list[ObjectReading], things: list[Thing], scene: Scene) -> bool:
@@ -191,5 +218,5 @@ def _relation(reading: Reading, objects: list[ObjectReading], things: list[Thing
         return len(objects) == 2 and objects[0].onset < objects[1].onset
     if scene.count > 1 and not scene.group and all(t.motion == "still" for t in things):
         places = [o.place for o, _ in sorted(zip(objects, things, strict=True), key=lambda pair: pair[1].x)]
-        return all(a < b for a, b in zip(places[:-1], places[1:], strict=True))
+        return all(a < b for a, b in itertools.pairwise(places))
     return True
