@@ -32,6 +32,7 @@ from worldline.vae.latents import Whitening, pixel_importance
 from worldline.vae.model import VAEConfig, VideoVAE
 from worldline.worlds.captions import caption, vocabulary
 from worldline.worlds.scene import Scene
+from worldline.worlds.synonyms import synonyms
 
 TIMES = (0.2, 0.4, 0.6, 0.8, 0.95)  # of validation
 FLOW = RectifiedFlow()
@@ -205,7 +206,8 @@ def build(plan: DiTPlan) -> TextToVideo:
     if plan.encoder == "minilm":
         frozen = CachedText(MiniLM())
         return TextToVideo(DiT(replace(plan.config, text_width=frozen.width)), frozen)
-    words = replace(plan.text, words=tuple(vocabulary()), width=plan.config.text_width)
+    known = vocabulary()
+    words = replace(plan.text, words=tuple(known), readings=synonyms(known), width=plan.config.text_width)
     return TextToVideo(DiT(plan.config), WordTransformer(words))
 
 

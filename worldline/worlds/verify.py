@@ -14,12 +14,13 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from worldline.errors import UserError
-from worldline.worlds.motion import camera_motion, gauge_features, object_motion
+from worldline.worlds.motion import CameraMotion, ObjectMotion, camera_motion, gauge_features, object_motion
 from worldline.worlds.scene import SHAPES, SIZES, SPEEDS, TRAVELS, Scene, Thing
 from worldline.worlds.tracks import Field, Track, find_tracks, working_size
 from worldline.worlds.verify_nets import gauge, shape_log_probs, shipped_table, weights
 
 HIDDEN = 0.06  # share of the clip behind a screen that counts as hidden
+FAINT = 0.3  # log-variance explained (see motion.py) below which a camera needs objects at rest
 SCREEN_EDGE = 1.0  # its upright edges against the steps in brightness within it
 SIZE_SPLIT = math.sqrt(SIZES["small"] * SIZES["large"])
 SPEED_SPLITS = (math.sqrt(SPEEDS["slow"] * SPEEDS[""]), math.sqrt(SPEEDS[""] * SPEEDS["fast"]))
@@ -74,10 +75,9 @@ def read(frames: np.ndarray, fps: float = 16.0) -> Reading:
     if min(frames.shape[1:3]) < 8:
         raise UserError(f"frames must be at least 8x8 pixels, not {frames.shape[2]}x{frames.shape[1]}")
     clip, tracks = find_tracks(working_size(frames), shipped_table())
-    camera = camera_motion(clip, tracks)
+    camera, motions = _motions(clip, tracks)
     objects = []
-    for track in tracks:
-        motion = object_motion(track, camera)
+    for track, motion in zip(tracks, motions, strict=True):
         scores = shape_log_probs(weights(), track.crops).mean(0) if len(track.crops) else np.zeros(len(SHAPES))
         shape = SHAPES[int(scores.argmax())]
         name = motion.name
@@ -102,6 +102,16 @@ def read(frames: np.ndarray, fps: float = 16.0) -> Reading:
     hidden = [t for t, o in zip(tracks, objects, strict=True) if o.hidden >= HIDDEN]
     screen = any(_screen_seen(clip, t) for t in hidden if not _behind_another(t, tracks))
     return Reading(tuple(objects), camera.name, screen, len(frames), fps)
+
+
+def _motions(clip: Field, tracks: list[Track]) -> tuple[CameraMotion, list[ObjectMotion]]:
+    """Camera and object motions. A faint camera over objects that move all the same was a shadow or flicker."""
+    camera = camera_motion(clip, tracks)
+    motions = [object_motion(track, camera) for track in tracks]
+    if camera.name != "static" and camera.gain < FAINT and any(m.name not in ("still", "spin") for m in motions):
+        camera = CameraMotion("static", 0.0, camera.gain)
+        motions = [object_motion(track, camera) for track in tracks]
+    return camera, motions
 
 
 def _behind_another(track: Track, tracks: list[Track]) -> bool:
