@@ -8,8 +8,8 @@ import signal
 
 import pytest
 import torch
-from train.toys import ToyPlan, toy_task
 
+from tests.train.toys import ToyPlan, toy_task
 from worldline.errors import UserError
 from worldline.train import checkpoint
 from worldline.train.loop import Hook, train
