@@ -8,11 +8,10 @@ import sys
 import pytest
 
 SCRIPT = """
-import resource, sys, torch
+import resource, torch
 from worldline.nn.memory import keep_freed_memory
 torch.set_num_threads(1)
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+assert keep_freed_memory()
 def work():
     kept = [torch.ones(1_000_000) for _ in range(16)]
 for _ in range(3):
@@ -26,8 +25,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has this setting")
 def test_kept_memory_is_not_faulted_in_again() -> None:
-    faults = {}
-    for mode in ("keep", "return"):
-        run = subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, check=True)
-        faults[mode] = int(run.stdout)
-    assert faults["keep"] < 0.1 * faults["return"]
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    touched = 20 * 16 * 4_000_000 // 4096  # pages; how many fault without the setting differs between kernels
+    assert int(run.stdout) < 0.02 * touched

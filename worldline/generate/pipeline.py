@@ -26,6 +26,7 @@ from worldline.errors import UserError
 from worldline.generate.request import Request, frames_of, read_fps
 from worldline.generate.result import Result
 from worldline.media.provenance import provenance
+from worldline.nn.memory import keep_freed_memory
 from worldline.shapes import VideoShape
 from worldline.text import CachedText, TextStates
 from worldline.vae.streaming import decode_stream
@@ -264,6 +265,7 @@ class _Timer:
 
 def load(path: str | Path | None = None, device: str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
     """The pipeline of a model folder (None: the shipped model). Raises UserError as `checkpoints.folder.load_parts`."""
+    keep_freed_memory()
     parts = load_parts(path)
     return Pipeline(parts, model_hash(resolve(path)), device, dtype)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldline.errors import UserError
+from worldline.nn.memory import keep_freed_memory
 from worldline.train import checkpoint
 from worldline.train.ema import EMA
 from worldline.train.log import RunLog
@@ -174,6 +175,7 @@ def train(
     """
     if not resume and checkpoint.steps(out / "checkpoints"):
         raise UserError(f"out: {out} already holds a run; add --resume to continue it, or name another folder")
+    keep_freed_memory()
     run = Run(task, plan, out)
     early: list[str] = []
     if resume:
