@@ -54,6 +54,7 @@ class DiTPlan:
     whitening_power: float = 0.5  # 1 gives every channel unit variance; below, channels that show more lead
     batch: int = 32
     shift: float = 3.0  # of the timesteps towards noise, in training and sampling
+    guidance_scale: float = 2.5  # the model's default when it generates
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
     nothing_known: float = 0.7  # share of samples without known latents
     images: float = 0.05  # share of steps that show single frames only
@@ -216,6 +217,7 @@ def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening
     whole = copy.deepcopy(model).float().cpu().eval()
     shape = plan.clips
     defaults = {"width": shape.width, "height": shape.height, "frames": shape.frames, "fps": shape.fps}
+    defaults["guidance_scale"] = plan.guidance_scale
     return Parts(vae.cpu(), whole.dit, whole.text, whitening, SchedulerConfig(shift=plan.shift), defaults)
 
 
