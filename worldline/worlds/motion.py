@@ -23,7 +23,7 @@ STRENGTHS = {
 }
 STRIPS = 6
 FLICKER = 6e-5  # variance of brightness that nobody sees
-CAMERA_GAIN = 0.11  # mean log-variance that a moving camera must explain
+CAMERA_GAIN = 0.15  # mean log-variance that a moving camera must explain
 ZOOM_GAIN = 0.06  # enough for a zoom where the objects move as a zoom moves them
 PITCH = 0.46  # height of the vanishing point of the floor above the picture's centre
 
@@ -51,7 +51,7 @@ def camera_motion(field: Field, tracks: list[Track]) -> CameraMotion:
     grey = ndimage.gaussian_filter(field.frames[picked].mean(-1), (0, 0.8, 0.8))
     empty = field.labels[picked] == 0
     # Beside an object lies its shadow, which moves with it. A zoom leaves no room for that margin, and needs it less.
-    near, wide = (ndimage.minimum_filter(empty, size) for size in ((1, 7, 7), (1, 7, 25)))
+    near, wide = (ndimage.minimum_filter(empty, size) for size in ((1, 7, 7), (1, 7, 35)))
     # A floor's brightness falls row by row; only a zoom moves rows, so only a zoom is judged with them.
     flat = (grey - _masked_mean(grey, near, (1, 2))).astype(np.float32)
     level = (grey - _masked_mean(grey, near, (2,))).astype(np.float32)

@@ -143,7 +143,8 @@ def _parts(columns: np.ndarray, height: int) -> int:
     smooth = ndimage.uniform_filter1d(columns.astype(float), 3, mode="constant")
     humps = len(find_peaks(np.pad(smooth, 1), prominence=0.2 * height)[0])
     # Flush cubes: their spacing is 0.93 of their height in view.
-    return humps if humps > 1 else 1 + max(0, round((ratio - 0.87) / 0.93))
+    parts = humps if humps > 1 else 1 + max(0, round((ratio - 0.87) / 0.93))
+    return max(1, min(parts, len(columns) // 3))  # a part has room for its two cuts
 
 
 def _cut(own: np.ndarray, top: int, left: int) -> list[_Piece]:

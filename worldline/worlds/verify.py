@@ -31,7 +31,8 @@ REQUIRED = ATTRIBUTES[:6]  # what `all` asks for
 @dataclass(frozen=True)
 class ObjectReading:
     """One object. `track` (T, 2): centre, u right and v up in half shorter sides from the middle, NaN where unseen;
-    `visible` (T,); `confidence` in 0..1 of the shape; `travel` (right, up, log-area) over the clip; `onset` and
+    `visible` (T,); of longer videos 129 frames are kept; `confidence` in 0..1 of the shape;
+    `travel` (right, up, log-area) over the clip; `onset` and
     `hidden` are shares of the clip; `speed` is "" unless it travels slowly or fast."""
 
     colour: str
@@ -76,32 +77,31 @@ def read(frames: np.ndarray, fps: float = 16.0) -> Reading:
         raise UserError(f"frames must be at least 8x8 pixels, not {frames.shape[2]}x{frames.shape[1]}")
     clip, tracks = find_tracks(working_size(frames), shipped_table())
     camera, motions = _motions(clip, tracks)
-    objects = []
-    for track, motion in zip(tracks, motions, strict=True):
-        scores = shape_log_probs(weights(), track.crops).mean(0) if len(track.crops) else np.zeros(len(SHAPES))
-        shape = SHAPES[int(scores.argmax())]
-        name = motion.name
-        if name == "spin" and shape != "cube":
-            name = "still"  # a round thing looks the same from every side
-        radius, span = np.exp(gauge(weights(), gauge_features(track, camera, motion)[None])[0])
-        objects.append(
-            ObjectReading(
-                colour=track.colour,
-                shape=shape,
-                size="large" if radius > SIZE_SPLIT else "small",
-                motion=name,
-                speed=_speed(span) if name in TRAVELS else "",
-                confidence=float(np.exp(scores.max()) / np.exp(scores).sum()),
-                travel=motion.travel,
-                onset=motion.onset,
-                hidden=motion.hidden,
-                track=track.centre,
-                visible=track.visible,
-            )
-        )
+    objects = tuple(_object(track, motion, camera) for track, motion in zip(tracks, motions, strict=True))
     hidden = [t for t, o in zip(tracks, objects, strict=True) if o.hidden >= HIDDEN]
     screen = any(_screen_seen(clip, t) for t in hidden if not _behind_another(t, tracks))
-    return Reading(tuple(objects), camera.name, screen, len(frames), fps)
+    return Reading(objects, camera.name, screen, len(frames), fps)
+
+
+def _object(track: Track, motion: ObjectMotion, camera: CameraMotion) -> ObjectReading:
+    scores = shape_log_probs(weights(), track.crops).mean(0) if len(track.crops) else np.zeros(len(SHAPES))
+    shape = SHAPES[int(scores.argmax())]
+    # A round thing looks the same from every side.
+    name = "still" if motion.name == "spin" and shape != "cube" else motion.name
+    radius, span = np.exp(gauge(weights(), gauge_features(track, camera, motion)[None])[0])
+    return ObjectReading(
+        colour=track.colour,
+        shape=shape,
+        size="large" if radius > SIZE_SPLIT else "small",
+        motion=name,
+        speed=_speed(span) if name in TRAVELS else "",
+        confidence=float(np.exp(scores.max()) / np.exp(scores).sum()),
+        travel=motion.travel,
+        onset=motion.onset,
+        hidden=motion.hidden,
+        track=track.centre,
+        visible=track.visible,
+    )
 
 
 def _motions(clip: Field, tracks: list[Track]) -> tuple[CameraMotion, list[ObjectMotion]]:

@@ -53,7 +53,7 @@ def mixed(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.3:
         x = _warped(x, rng)
     if rng.random() < 0.7:
-        space = rng.uniform(0, 1.3)
+        space = rng.uniform(0, 1.5)
         x = ndimage.gaussian_filter(x, (rng.uniform(0, 0.7), space, space, 0))
     if rng.random() < 0.6:
         grey = x.mean(-1, keepdims=True)
@@ -119,7 +119,7 @@ def _fit(
         value.backward()
         optim.step()
         schedule.step()
-        if step >= 0.9 * steps:
+        if step >= 0.9 * (steps - 1):
             recent.append(value.item())
     return float(np.mean(recent))
 
@@ -194,7 +194,7 @@ def train_gauge(features: np.ndarray, targets: np.ndarray, steps: int = 3000) ->
     return _layers(net, "gauge") | {"gauge_mean": mean, "gauge_std": std}
 
 
-def train(seed: int = 0, count: int = 1200) -> dict[str, np.ndarray]:
+def train(seed: int = 0, count: int = 1600) -> dict[str, np.ndarray]:
     """All weights, from `count` rendered clips of every kind, each read under random damage."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
