@@ -36,5 +36,5 @@ def dit() -> DiTPlan:
         batch=24,
         nothing_known=0.8,
         optim=OptimPlan(lr=1.1e-3, warmup=150, ema=0.999),
-        loop=LoopPlan(steps=3000, checkpoint_every=300, validate_every=600, sample_every=600),
+        loop=LoopPlan(steps=4000, checkpoint_every=300, validate_every=600, sample_every=600),
     )
