@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -216,19 +217,21 @@ def test_a_model_whose_weights_do_not_fit(skeleton: object, tmp_path: Path, caps
     assert not (tmp_path / "out.mp4").exists()
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 500 bytes, as on a disk that is full."""
+    """No file may grow beyond 500 bytes, as on a disk that is full. Not a fixture: the test's own report is a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out.webp"])
 def test_a_full_disk_leaves_nothing(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a ball", "-o", str(tmp_path / name), "--model", str(model)]) == 2
+    with small_disk():
+        assert main(["generate", "a ball", "-o", str(tmp_path / name), "--model", str(model)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert name in err

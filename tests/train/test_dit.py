@@ -1,6 +1,7 @@
 """DiT training: batches are pure, known cells are clean and cost nothing, the text learns too, resume is exact."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_known_cells_are_clean_and_cost_nothing(setting):
 
     class Oracle(torch.nn.Module):
         def forward(self, batch, device):
-            return answer
+            return answer, None
 
     assert float(task.flow_loss(Oracle(), batch, CPU)[0]) == 0.0
 
@@ -82,6 +83,21 @@ def test_velocity_leads_from_noise_to_data(setting):
     batch = task.assemble(plan, clean, torch.tensor([0.7]), torch.zeros(1, 1, 3, 4, 4), [""], torch_rng(0, 0, "test"))
     tokens, _ = task.patchify(clean, SMALL.patch)
     torch.testing.assert_close(batch.noisy - 0.7 * batch.target, tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_the_layout_is_taught_and_its_lesson_fades(setting):
+    plan, latents, whitening = setting
+    plan = replace(plan, layout=2.0)
+    model = task.build(plan)
+    first, later = (task.make_batch(plan, latents, whitening, step) for step in (0, 15))
+    assert (first.lesson, later.lesson) == (2.0, 0.5)
+    assert first.layout.shape == (len(first.noisy), 12 * plan.config.cells)
+    assert 0 < first.layout.max() <= 1
+    loss, terms = task.flow_loss(model, first, CPU)
+    torch.testing.assert_close(loss, terms["flow"] + 2 * terms["layout"])
+    loss.backward()
+    assert float(model.layout.out.weight.grad.abs().sum()) > 0
+    assert task.make_batch(replace(plan, layout=0.0), latents, whitening, 0).layout is None
 
 
 def test_prompts_are_dropped_at_the_stated_rate(setting):
@@ -109,7 +125,7 @@ def test_training_learns_resumes_exactly_and_exports(setting, tmp_path):
 
     whole = task.train(plan, tmp_path / "whole", callbacks={"sample": sample}, say=lambda line: None)
     assert shown == [(10, torch.float32), (20, torch.float32)]
-    short = dataclasses.replace(plan, loop=dataclasses.replace(plan.loop, minutes=1e-9))
+    short = replace(plan, loop=dataclasses.replace(plan.loop, minutes=1e-9))
     assert not task.train(short, tmp_path / "cut", say=lambda line: None).finished
     resumed = task.train(plan, tmp_path / "cut", resume=True, say=lambda line: None)
     assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
@@ -119,9 +135,9 @@ def test_training_learns_resumes_exactly_and_exports(setting, tmp_path):
 def test_mistakes_are_named(setting):
     plan, _, _ = setting
     with pytest.raises(UserError, match="vae: name the folder"):
-        task.plan_check(dataclasses.replace(plan, vae=""))
+        task.plan_check(replace(plan, vae=""))
     with pytest.raises(UserError, match="styles"):
-        task.plan_check(dataclasses.replace(plan, styles=(1.0,)))
+        task.plan_check(replace(plan, styles=(1.0,)))
     with pytest.raises(UserError, match="'scores' is unknown"):
         task.hooks_of(plan.loop, {"scores": lambda *a: None})
 

@@ -8,6 +8,7 @@ import torch
 
 from worldline.errors import UserError
 from worldline.train import precompute
+from worldline.train.layout import layout_of
 from worldline.train.precompute import ClipsPlan, cache_clips, cache_latents, scene_at, to_pixels
 from worldline.vae.model import MICRO, VideoVAE
 from worldline.worlds.render import render
@@ -48,10 +49,12 @@ def test_latents_are_the_posterior_means_beside_their_scenes(tmp_path):
     vae = VideoVAE(MICRO).eval().requires_grad_(False)
     latents = cache_latents(PLAN, vae, "a", tmp_path / "latents", None, quiet)
     assert len(latents.values) == len(latents.scenes) == 6
-    assert not list((tmp_path / "latents").glob("frames-*"))
+    left = {path.name.split("-")[0] for path in (tmp_path / "latents").glob("*.npy")}
+    assert left == {"latents", "layouts"}
     scene = Scene.from_json(latents.scenes[5])
-    clip = render(scene, 5, 16, 16, PLAN.fps).frames
-    expected = vae.encode(to_pixels(clip[None])).mean
+    clip = render(scene, 5, 16, 16, PLAN.fps)
+    assert np.array_equal(latents.layouts[np.array([5])][0], layout_of(scene, clip.ids, 4, 8))
+    expected = vae.encode(to_pixels(clip.frames[None])).mean
     torch.testing.assert_close(torch.from_numpy(latents.values[np.array([5])]).float(), expected, rtol=2e-3, atol=2e-3)
     every = torch.from_numpy(np.concatenate(latents.values.maps)).double()
     torch.testing.assert_close(latents.mean, every.mean((0, 2, 3, 4)).float())

@@ -208,6 +208,7 @@ class DiT(nn.Module):
         cu_text: Tensor,
         known: Tensor | None = None,
         mask: Tensor | None = None,
+        trace: list[Tensor] | None = None,
     ) -> Tensor:
         """Predict the velocity eps - x0 of every token.
 
@@ -220,6 +221,7 @@ class DiT(nn.Module):
             cu_text: (B+1,) cumulative numbers of text tokens.
             known: (N, D) known tokens, zero where unknown; None means nothing is known.
             mask: (N, P), 1 = known; None means nothing is known.
+            trace: receives the states (N, width) after every block.
 
         Returns:
             (N, D) in the type of the weights.
@@ -238,6 +240,8 @@ class DiT(nn.Module):
         states = rms_normalise(self.text(rms_normalise(text.to(dtype))))  # (M, width)
         for block in self.blocks:
             x = block(x, states, modulation, context)
+            if trace is not None:
+                trace.append(x)
         shift, scale = context.rows.gather(self.final(time)).chunk(2, dim=-1)  # (runs, 1, width)
         x = modulate(rms_normalise(x), shift, scale + 1)
         return self.head(x)  # type: ignore[no-any-return]

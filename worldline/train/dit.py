@@ -22,6 +22,7 @@ from worldline.dit.model import DiT, DiTConfig
 from worldline.dit.patchify import patchify
 from worldline.errors import UserError
 from worldline.text import CachedText, MiniLM, WordConfig, WordTransformer
+from worldline.train.layout import LayoutHead, layout_loss
 from worldline.train.loop import Callback, Outcome, Task, matmul_peak
 from worldline.train.loop import train as run_task
 from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, torch_rng
@@ -58,6 +59,7 @@ class DiTPlan:
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
     nothing_known: float = 0.7  # share of samples without known latents
     images: float = 0.05  # share of steps that show single frames only
+    layout: float = 0.0  # first weight of the lesson in `train.layout`; it fades to 0 by the last step
     styles: tuple[float, ...] = (0.25, 0.55, 0.2)  # shares of short, paraphrased and dense captions
     validate_clips: int = 128
     dtype: str = "bfloat16"
@@ -73,17 +75,19 @@ class TextToVideo(nn.Module):
         super().__init__()
         self.dit = dit
         self.text = text
+        self.layout = LayoutHead(dit.config.width, dit.config.cells)
 
-    def forward(self, batch: Batch, device: torch.device) -> Tensor:
-        """Velocity (N, D) of the batch's tokens."""
+    def forward(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Velocity (N, D) of the batch's tokens, and logits of their layout where the batch teaches it."""
         if isinstance(self.text, WordTransformer):
             states = self.text(self.text.tokens(batch.prompts), batch.words)
         else:
             states = self.text.encode(batch.prompts)
-        on = batch.to(device)
-        return self.dit(  # type: ignore[no-any-return]
-            on.noisy, on.coords, on.cu_seqlens, on.timestep, states.states, states.cu_seqlens, on.known, on.mask
+        on, trace = batch.to(device), [] if batch.lesson else None
+        velocity = self.dit(
+            on.noisy, on.coords, on.cu_seqlens, on.timestep, states.states, states.cu_seqlens, on.known, on.mask, trace
         )
+        return velocity, self.layout(trace[len(trace) // 2]) if trace else None
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Batch:
     mask: Tensor  # (N, P)
     prompts: list[str]
     words: torch.Generator  # which words the text encoder drops
+    layout: Tensor | None = None  # (N, 12 * P) in 0..1
+    lesson: float = 0.0  # weight of the layout in the loss
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -114,6 +120,8 @@ class Batch:
             mask=self.mask.to(device, non_blocking=True),
             prompts=self.prompts,
             words=self.words,
+            layout=None if self.layout is None else self.layout.to(device, non_blocking=True),
+            lesson=self.lesson,
         )
 
 
@@ -147,7 +155,12 @@ def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int)
     times = shift(logit_normal(rows, noise), plan.shift)
     mask = torch.stack([random_mask(rng, tuple(clean.shape[1:]), plan.nothing_known) for _ in range(rows)])
     prompts = [prompt_of(plan, latents.scenes[i], rng) for i in index]
-    return assemble(plan, clean, times, mask, prompts, noise)
+    batch = assemble(plan, clean, times, mask, prompts, noise)
+    lesson = plan.layout * (1.0 - step / plan.loop.steps)
+    if lesson <= 0:
+        return batch
+    layouts = torch.from_numpy(latents.layouts[index])[:, :, : clean.shape[2]].float() / 255
+    return replace(batch, layout=patchify(layouts, plan.config.patch)[0], lesson=lesson)
 
 
 def prompt_of(plan: DiTPlan, scene: str, rng: np.random.Generator) -> str:
@@ -159,11 +172,16 @@ def prompt_of(plan: DiTPlan, scene: str, rng: np.random.Generator) -> str:
 
 
 def flow_loss(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error of the velocity over the cells that are not known (Liu et al. 2022, eq. 1)."""
-    predicted = model(batch, device).float()
+    """Squared error of the velocity over the cells that are not known (Liu et al. 2022, eq. 1), and of the layout."""
+    velocity, logits = model(batch, device)
+    predicted = velocity.float()
     unknown = 1.0 - per_channel(batch.mask, predicted.shape[-1]).to(device)
     error = (predicted - batch.target.to(device)).square() * unknown
-    return error.sum() / unknown.sum().clamp_min(1.0), {}
+    flow = error.sum() / unknown.sum().clamp_min(1.0)
+    if logits is None or batch.layout is None:
+        return flow, {}
+    layout = layout_loss(logits, batch.layout.to(device))
+    return flow + batch.lesson * layout, {"flow": flow.detach(), "layout": layout.detach()}
 
 
 @torch.no_grad()

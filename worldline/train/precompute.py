@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from worldline.errors import UserError
+from worldline.train.layout import layout_of
 from worldline.train.plan import clock, numpy_rng, plan_dict
 from worldline.vae.model import VideoVAE
 from worldline.worlds.render import render
@@ -55,15 +56,23 @@ def scene_at(plan: ClipsPlan, index: int) -> Scene:
 
 
 def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
-    """Renders slice `number` to `frames-XXXXX.npy`, uint8 (slice, T, H, W, 3); returns at once when it is there."""
+    """Renders slice `number` to `frames-XXXXX.npy`, uint8 (slice, T, H, W, 3), and which thing each pixel shows to
+    `ids-XXXXX.npy`, uint8 (slice, T, H, W); returns the first at once when both are there."""
     path = folder / f"frames-{number:05d}.npy"
-    if path.exists():
+    if path.exists() and ids_of(path).exists():
         return path
     clips = np.empty((plan.slice, plan.frames, plan.height, plan.width, 3), np.uint8)
+    ids = np.empty(clips.shape[:-1], np.uint8)
     for row in range(plan.slice):
-        scene = scene_at(plan, number * plan.slice + row)
-        clips[row] = render(scene, plan.frames, plan.height, plan.width, plan.fps).frames
+        clip = render(scene_at(plan, number * plan.slice + row), plan.frames, plan.height, plan.width, plan.fps)
+        clips[row], ids[row] = clip.frames, clip.ids
+    _save(ids_of(path), ids)
     return _save(path, clips)
+
+
+def ids_of(frames: Path) -> Path:
+    """The file of ids beside a file of frames."""
+    return frames.with_name(frames.name.replace("frames-", "ids-"))
 
 
 class Slices:
@@ -93,9 +102,10 @@ def cache_clips(plan: ClipsPlan, folder: Path, say: Say = print) -> Slices:
 
 @dataclass(frozen=True)
 class Latents:
-    """Cached posterior means with their scenes and per-channel statistics (before any whitening)."""
+    """Cached posterior means with their scenes, layouts and per-channel statistics (before any whitening)."""
 
     values: Slices  # float16 (C, T', H', W') per row
+    layouts: Slices  # uint8 (12, T', H', W') per row: `train.layout.layout_of`
     scenes: list[str]  # Scene.to_json() per row; empty scenes are never stored
     mean: torch.Tensor  # (C,)
     std: torch.Tensor  # (C,)
@@ -114,27 +124,33 @@ def cache_latents(
     missing = [k for k in range(plan.slices) if not (folder / f"latents-{k:05d}.npy").exists()]
     source = ready or folder
     for number, path in _rendered(plan, source, missing, say, keep=ready is not None):
-        _encode_slice(plan, vae, np.load(path), folder, number)
-    paths = [folder / f"latents-{k:05d}.npy" for k in range(plan.slices)]
+        _encode_slice(plan, vae, path, folder, number)
+    paths, layouts = ([folder / f"{name}-{k:05d}.npy" for k in range(plan.slices)] for name in ("latents", "layouts"))
     scenes = [json.loads(line) for k in range(plan.slices) for line in _scenes_file(folder, k).read_text().splitlines()]
     mean, std = _statistics(paths)
-    return Latents(Slices(paths, plan.count), scenes[: plan.count], mean, std)
+    return Latents(Slices(paths, plan.count), Slices(layouts, plan.count), scenes[: plan.count], mean, std)
 
 
 @torch.no_grad()
-def _encode_slice(plan: ClipsPlan, vae: VideoVAE, clips: np.ndarray, folder: Path, number: int) -> None:
-    """Writes the latents of one slice, its scenes first: latents that exist always have their scenes."""
+def _encode_slice(plan: ClipsPlan, vae: VideoVAE, frames: Path, folder: Path, number: int) -> None:
+    """Writes the latents of one slice, its scenes and layouts first: latents that exist always have theirs."""
     batch = 32  # clips encoded at once
+    clips, ids = np.load(frames), np.load(ids_of(frames))
     weight = next(vae.parameters())
     means = []
     for start in range(0, len(clips), batch):
         pixels = to_pixels(clips[start : start + batch]).to(weight)
         means.append(vae.encode(pixels).mean.to("cpu", torch.float16).numpy())
-    lines = [json.dumps(scene_at(plan, number * plan.slice + row).to_json()) for row in range(plan.slice)]
-    scenes = _scenes_file(folder, number)
-    temporary = scenes.with_suffix(".part")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, scenes)
+    scenes = [scene_at(plan, number * plan.slice + row) for row in range(plan.slice)]
+    path = _scenes_file(folder, number)
+    temporary = path.with_suffix(".part")
+    temporary.write_text("\n".join(json.dumps(scene.to_json()) for scene in scenes) + "\n")
+    os.replace(temporary, path)
+    cell = vae.config.temporal, vae.config.spatial
+    _save(
+        folder / f"layouts-{number:05d}.npy",
+        np.stack([layout_of(s, i, *cell) for s, i in zip(scenes, ids, strict=True)]),
+    )
     _save(folder / f"latents-{number:05d}.npy", np.concatenate(means))
 
 
@@ -160,6 +176,7 @@ def _rendered(
             yield number, path
             if not keep:
                 path.unlink(missing_ok=True)
+                ids_of(path).unlink(missing_ok=True)
             now = time.monotonic()
             if now - spoken > 30:
                 spoken, rest = now, (now - began) / (done + 1) * (len(left) - done - 1)

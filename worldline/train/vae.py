@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class VAEPlan:
     l1: float = 0.05
     edge: float = 0.5
     kl: float = 1e-6
+    noise: float = 0.0  # largest spread of the noise that the decoder learns to mend (latents have about 1)
     validate_clips: int = 64
     dtype: str = "bfloat16"
     device: str = "cpu"
@@ -123,7 +124,8 @@ def vae_loss(plan: VAEPlan, vae: VideoVAE, batch: Batch) -> tuple[Tensor, dict[s
     """The weighted loss of `vae.losses`, squared error alone at first, L1 and edges from `plan.sharpen_from` on."""
     weight = next(vae.parameters())
     sharpen = batch.done >= plan.sharpen_from
-    weights = LossWeights(l1=plan.l1 if sharpen else 0.0, edge=plan.edge if sharpen else 0.0, kl=plan.kl)
+    weights = LossWeights(l1=plan.l1 if sharpen else 0.0, edge=plan.edge if sharpen else 0.0)
+    weights = replace(weights, kl=plan.kl, noise=plan.noise)
     return weighted_loss(vae, batch.pixels.to(weight.device, weight.dtype), weights, batch.noise)
 
 

@@ -16,6 +16,8 @@ class LossWeights:
     """Weights of the terms; every term is a mean per element, pixels in [-1, 1].
 
     Start with squared error alone (absolute error from the start stalls); add `l1` and `edge` once the PSNR flattens.
+    `noise` is no term: it is the largest standard deviation of noise added to a clip's latents (each clip draws its own
+    from 0 to it), so that the decoder mends what a diffusion model gets slightly wrong (Yang et al. 2025, l-DeTok).
     """
 
     l2: float = 1.0
@@ -23,6 +25,7 @@ class LossWeights:
     edge: float = 0.0
     edge_scales: int = 2
     kl: float = 1e-6
+    noise: float = 0.0
 
 
 MSE_FIRST = LossWeights()
@@ -51,7 +54,11 @@ def vae_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Encode, sample, decode `pixels` (B, 3, T, H, W) in [-1, 1]; return the weighted loss and its detached terms."""
     posterior = vae.encode(pixels)
-    output = vae.decode(posterior.sample(generator), tuple(pixels.shape[2:]))  # type: ignore[arg-type]
+    latents = posterior.sample(generator)
+    if weights.noise:
+        spread = torch.empty_like(latents[:, :1, :1, :1, :1]).uniform_(0.0, weights.noise, generator=generator)
+        latents = latents + spread * torch.empty_like(latents).normal_(generator=generator)
+    output = vae.decode(latents, tuple(pixels.shape[2:]))  # type: ignore[arg-type]
     error = (output - pixels).float()
     terms = {"l2": error.square().mean(), "kl": posterior.kl()}
     loss = weights.l2 * terms["l2"] + weights.kl * terms["kl"]

@@ -163,6 +163,11 @@ class _Words:
             article = "an"
         return f"{article} {text}".strip()
 
+    def pace(self, thing: Thing) -> str:
+        """Speed, with a space before it; always said in plain captions, so that a reader can be held to it."""
+        said = thing.speed and (self.plain or self.sizes or self.chance(0.7))
+        return " " + self.word(SPEED_WORDS[thing.speed]) if said else ""
+
     def verb(self, thing: Thing, several: bool = False) -> str:
         options = MOTION_WORDS[thing.motion]
         if thing.motion in ("left", "right"):
@@ -174,12 +179,7 @@ class _Words:
             options = (f"{roll}{{s}} {end}", *options)
         text = self.word(options)
         go = "go" if several else "goes"
-        text = text.format(s="" if several else "s", es="" if several else "es", go=go)
-        speed = SPEED_WORDS[thing.speed]
-        # Speed is always said in plain captions where it is marked, so that a reader can be held to it.
-        if thing.speed and (self.plain or self.sizes or self.chance(0.7)):
-            text += " " + self.word(speed)
-        return text
+        return text.format(s="" if several else "s", es="" if several else "es", go=go) + self.pace(thing)
 
 
 def _event(scene: Scene, say: _Words) -> str:
@@ -193,6 +193,8 @@ def _event(scene: Scene, say: _Words) -> str:
         side = first.motion
         end = say.word(("behind a grey screen", "behind a screen and comes out again", "and passes behind a wall"))
         move = say.word((f"moves to the {side}", f"goes {side}", f"travels {side}"))
+        if say.chance(0.15):
+            return f"{say.word(('behind a grey screen', 'behind a wall'))} {say.noun(first)} {move}"
         return f"{say.noun(first)} {move} {end}"
     if scene.event == "collide":
         second = scene.things[1]
@@ -209,6 +211,9 @@ def _event(scene: Scene, say: _Words) -> str:
 def _one(thing: Thing, say: _Words) -> str:
     if say.chance(0.06) and thing.motion != "still":
         return f"there is {say.noun(thing)}, it {say.verb(thing)}"
+    if say.chance(0.08) and thing.motion in ("left", "right"):
+        move = say.word(("goes", "moves", "rolls" if thing.shape in ("ball", "cylinder") else "slides"))
+        return f"to the {thing.motion} {move} {say.noun(thing)}{say.pace(thing)}"
     return f"{say.noun(thing)} {say.verb(thing)}"
 
 
@@ -220,9 +225,14 @@ def _several(scene: Scene, say: _Words) -> str:
         joiner = say.word((" while ", " and ", ", and at the same time "))
         return f"{_one(first, say)}{joiner}{say.noun(rest[0])} {say.verb(rest[0])}"
     others = " and ".join(say.noun(thing) for thing in rest)
+    many = len(rest) > 1
+    if say.chance(0.2):  # the resting things first
+        place = "past" if first.motion in ("left", "right") else say.word(("beside", "next to", "near"))
+        rests = ("rest", "do not move") if many else ("rests", "does not move")
+        heads = (f"{place} {others}", f"while {others} {say.word(rests)}", f"with {others} standing by")
+        return f"{say.word(heads)}, {_one(first, say)}"
     if first.motion in ("left", "right"):
         return f"{say.noun(first)} {say.verb(first)} {say.word(('past', 'by', 'passing'))} {others}"
-    many = len(rest) > 1
     tails = (
         f"beside {others}",
         f"next to {others}",
@@ -286,5 +296,5 @@ def vocabulary() -> list[str]:
 _GLUE = """
 a an and at again at beside between behind by clip comes crashes floor from grey heads hit is it left move moves near
 next of on out over past passes passing rest rests right roll rolls same screen sits sky slide slides stands that
-the there time to toward travels under video wall we where see while camera away goes come go
+the there time to toward travels under video wall we where see while camera away goes come go with standing do does not
 """
