@@ -26,6 +26,7 @@ from worldline.train.layout import layout_of
 from worldline.train.plan import clock, numpy_rng, plan_dict
 from worldline.vae.model import VideoVAE
 from worldline.worlds.render import render
+from worldline.worlds.render_torch import render_batch
 from worldline.worlds.scene import Scene, sample_scene
 
 Say = Callable[[str], None]
@@ -33,7 +34,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ClipsPlan:
-    """Which clips: `count` scenes of `split`, numbered from 0. `workers` processes render; 0 renders in this one."""
+    """Which clips: `count` scenes of `split`, numbered from 0.
+
+    `workers` processes render, 0 means this one; with another `device` than "cpu" it draws 32 clips at a time there.
+    """
 
     count: int = 8192
     split: str = "train"
@@ -44,6 +48,7 @@ class ClipsPlan:
     seed: int = 0
     slice: int = 256  # clips per file
     workers: int = 2
+    device: str = "cpu"
 
     @property
     def slices(self) -> int:
@@ -63,9 +68,16 @@ def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
         return path
     clips = np.empty((plan.slice, plan.frames, plan.height, plan.width, 3), np.uint8)
     ids = np.empty(clips.shape[:-1], np.uint8)
-    for row in range(plan.slice):
-        clip = render(scene_at(plan, number * plan.slice + row), plan.frames, plan.height, plan.width, plan.fps)
-        clips[row], ids[row] = clip.frames, clip.ids
+    scenes = [scene_at(plan, number * plan.slice + row) for row in range(plan.slice)]
+    shape = plan.frames, plan.height, plan.width, plan.fps
+    if plan.device == "cpu":
+        for row, scene in enumerate(scenes):
+            clip = render(scene, *shape)
+            clips[row], ids[row] = clip.frames, clip.ids
+    else:
+        for row in range(0, plan.slice, 32):
+            drawn = render_batch(scenes[row : row + 32], *shape, device=plan.device)
+            clips[row : row + 32], ids[row : row + 32] = (value.cpu().numpy() for value in drawn)
     _save(ids_of(path), ids)
     return _save(path, clips)
 
@@ -164,7 +176,7 @@ def _rendered(
 ) -> Iterator[tuple[int, Path]]:
     """Yields (slice number, frames file) as they are ready, a few ahead; removes each file after use unless `keep`."""
     began = spoken = time.monotonic()
-    with _pool(plan.workers) as pool:
+    with _pool(plan.workers if plan.device == "cpu" else 0) as pool:
         waiting: deque[tuple[int, Future[Path]]] = deque()
         left = list(numbers)
         for done in range(len(left)):
@@ -219,7 +231,7 @@ def _claim(plan: ClipsPlan, folder: Path, extra: dict[str, str]) -> None:
 
 def _identity(plan: ClipsPlan) -> dict[str, Any]:
     """What decides the bytes of a slice (not how many there are, nor who renders them)."""
-    return {name: value for name, value in plan_dict(plan).items() if name not in ("count", "workers")}
+    return {name: value for name, value in plan_dict(plan).items() if name not in ("count", "workers", "device")}
 
 
 def _fits(plan: ClipsPlan, folder: Path) -> bool:

@@ -28,18 +28,26 @@ class Clip:
 def render(scene: Scene, frames: int = 17, height: int = 64, width: int = 64, fps: float = 16.0) -> Clip:
     """Render `scene` at any length and size. Deterministic: the same scene gives the same bytes."""
     path = simulate(scene, frames, fps)
-    bodies = _bodies(scene, path)
+    bodies = bodies_of(scene, path)
     cameras = np.stack([camera_at(scene.camera, i / max(frames - 1, 1)) for i in range(frames)])
-    floor = np.array([FLOORS.index(scene.floor), *FLOOR_COLOURS[scene.floor_colour]])
-    light = np.array([0.75 * math.cos(scene.light), 1.25, 0.35 + 0.5 * math.sin(scene.light)])
-    light /= np.linalg.norm(light)
     out = np.empty((frames, height, width, 3), np.uint8)
     ids = np.empty((frames, height, width), np.uint8)
-    _render(bodies, cameras, floor, np.array(SKIES[scene.sky]), light, out, ids)
+    _render(bodies, cameras, floor_of(scene), np.array(SKIES[scene.sky]), light_of(scene), out, ids)
     return Clip(scene, out, ids, path)
 
 
-def _bodies(scene: Scene, path: Trajectory) -> np.ndarray:
+def floor_of(scene: Scene) -> np.ndarray:
+    """(4,): number of the pattern, then r g b."""
+    return np.array([FLOORS.index(scene.floor), *FLOOR_COLOURS[scene.floor_colour]])
+
+
+def light_of(scene: Scene) -> np.ndarray:
+    """(3,): unit vector towards the light."""
+    light = np.array([0.75 * math.cos(scene.light), 1.25, 0.35 + 0.5 * math.sin(scene.light)])
+    return light / np.linalg.norm(light)
+
+
+def bodies_of(scene: Scene, path: Trajectory) -> np.ndarray:
     """Rows (T, n, 12): shape code, x y z, half-sizes (3), yaw, r g b, id."""
     frames, n = path.yaws.shape
     rows = np.zeros((frames, n + (scene.event == "hide"), 12))
