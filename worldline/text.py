@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -216,7 +217,7 @@ class WordTransformer(nn.Module):
         split = [self.read(prompt, most + 1) for prompt in prompts]
         distinct: dict[str, int] = {"": 0}  # "" stands for START
         token = [distinct.setdefault(word, len(distinct)) for words in split for word in ["", *words[:most]]]
-        grams = torch.zeros(len(distinct), self.config.buckets)
+        grams = np.zeros((len(distinct), self.config.buckets), np.float32)
         for word, row in islice(distinct.items(), 1, None):
             found = _buckets_of(word, self.config.buckets)
             for bucket in found:
@@ -225,7 +226,7 @@ class WordTransformer(nn.Module):
         device = self.gram.device
         return WordBatch(
             torch.tensor(ids, device=device),
-            grams.to(device, self.gram.dtype),
+            torch.from_numpy(grams).to(device, self.gram.dtype),
             torch.tensor(token, device=device),
             [1 + min(len(words), most) for words in split],
             torch.tensor([len(words) > most for words in split], device=device),
