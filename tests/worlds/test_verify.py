@@ -12,9 +12,10 @@ from functools import cache
 import numpy as np
 import pytest
 
+from benchmarks.verify import changed
 from worldline.errors import UserError
 from worldline.worlds.render import Clip, render
-from worldline.worlds.scene import CAMERAS, COLOURS, KINDS, SHAPES, Scene, Thing, sample_scene
+from worldline.worlds.scene import COLOURS, KINDS, Scene, Thing, sample_scene
 from worldline.worlds.verify import ATTRIBUTES, REQUIRED, Reading, judge, read
 from worldline.worlds.verify_nets import WEIGHTS, shape_log_probs
 from worldline.worlds.verify_training import blurred, mixed, train_shapes, vae_like
@@ -54,38 +55,11 @@ def test_the_caption_of_another_clip_is_refused() -> None:
     assert np.mean(accepted) <= 0.01
 
 
-def _changed(scene: Scene, rng: np.random.Generator) -> dict[str, Scene]:
-    """Scenes that differ from `scene` in one attribute."""
-
-    def other(options: tuple[str, ...], *but: str) -> str:
-        return str(rng.choice([option for option in options if option not in but]))
-
-    def every(**fields: str) -> Scene:
-        kept = () if scene.group else scene.things[1:]
-        changed = scene.things if scene.group else scene.things[:1]
-        return dataclasses.replace(scene, things=tuple(dataclasses.replace(t, **fields) for t in changed) + kept)
-
-    first = scene.things[0]
-    out = {
-        "colour": every(colour=other(tuple(COLOURS), *(t.colour for t in scene.things))),
-        "shape": every(shape=other(SHAPES, first.shape)),
-        "camera": dataclasses.replace(scene, camera=other(CAMERAS, scene.camera)),
-        "motion": every(motion=other(("left", "right", "fall", "rise", "bounce", "jump"), first.motion)),
-        "count": dataclasses.replace(scene, things=(*scene.things, scene.things[-1])),
-    }
-    if scene.event == "hide":
-        out["relation"] = dataclasses.replace(scene, event="")
-    if scene.event == "collide":
-        driven = dataclasses.replace(scene.things[1], motion=first.motion)
-        out["relation"] = dataclasses.replace(scene, things=(driven, dataclasses.replace(first, motion="still")))
-    return out
-
-
 def test_one_changed_attribute_is_refused() -> None:
     rng = np.random.default_rng(1)
     accepted = []
     for reading, clip in zip(_readings(), _clips(), strict=True):
-        for name, scene in _changed(clip.scene, rng).items():
+        for name, scene in changed(clip.scene, rng).items():
             verdict = judge(reading, scene)
             accepted.append((name, clip.scene) if verdict["all"] else None)
     assert sum(a is not None for a in accepted) <= 0.01 * len(accepted), [a for a in accepted if a]
