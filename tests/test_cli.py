@@ -187,7 +187,7 @@ def test_what_the_machine_refuses_is_one_line_too(
     def refuse(_: object) -> None:
         raise error
 
-    monkeypatch.setattr("worldline.cli.run_info", refuse)
+    monkeypatch.setattr("worldline.cli.models.run_info", refuse)
     assert main(["info"]) == code
     err = capsys.readouterr().err
     assert says in err
@@ -198,7 +198,7 @@ def test_our_own_mistakes_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def wrong(_: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr("worldline.cli.run_info", wrong)
+    monkeypatch.setattr("worldline.cli.models.run_info", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(["info"])
 

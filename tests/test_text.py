@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from worldline import text
 from worldline.errors import UserError
-from worldline.text import ByteEncoder, CachedText, MiniLM, TextStates, WordConfig, WordTransformer
+from worldline.text import ByteEncoder, CachedText, MiniLM, TextStates, WordConfig, WordTransformer, pretrained, words
 from worldline.worlds.captions import vocabulary
 from worldline.worlds.scene import COLOURS, EVENTS, MOTIONS, SHAPES
 
@@ -104,8 +104,8 @@ def test_foreign_words_are_read_as_known_ones() -> None:
 
 def test_buckets_are_the_same_on_every_machine() -> None:
     """Weights are trained for these numbers: CRC-32 of each trigram, modulo the table."""
-    assert text._buckets_of("ball", 512) == (269, 457, 477, 86)
-    assert text._buckets_of("a", 512) == (171,)
+    assert words._buckets_of("ball", 512) == (269, 457, 477, 86)
+    assert words._buckets_of("a", 512) == (171,)
 
 
 def test_misspelling_shares_trigrams() -> None:
@@ -151,12 +151,13 @@ def test_it_learns_which_is_left_of_which() -> None:
     assert loss < 0.1
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+def test_weights_and_config_are_the_whole_encoder() -> None:
     model = small()
-    model.save(tmp_path / "text_encoder")
-    again = WordTransformer.load(tmp_path / "text_encoder").eval()
+    again = text.from_config(json.loads(json.dumps(text.encoder_config(model))))
+    assert isinstance(again, WordTransformer)
+    again.load_state_dict(model.state_dict())
     assert again.config == model.config
-    torch.testing.assert_close(again.encode(PROMPTS).states, model.encode(PROMPTS).states, atol=0, rtol=0)
+    torch.testing.assert_close(again.eval().encode(PROMPTS).states, model.encode(PROMPTS).states, atol=0, rtol=0)
 
 
 def test_config_round_trip() -> None:
@@ -215,9 +216,9 @@ def test_minilm_equals_transformers() -> None:
 @needs_minilm
 def test_minilm_pieces() -> None:
     pieces = MiniLM().pieces
-    assert text.word_pieces("Hello, WORLD", pieces, 9) == [7592, 1010, 2088]
-    assert text.word_pieces("ünaffable", pieces, 9) == text.word_pieces("unaffable", pieces, 9)
-    assert text.word_pieces("x" * 101, pieces, 9) == [pieces["[UNK]"]]
+    assert pretrained.word_pieces("Hello, WORLD", pieces, 9) == [7592, 1010, 2088]
+    assert pretrained.word_pieces("ünaffable", pieces, 9) == pretrained.word_pieces("unaffable", pieces, 9)
+    assert pretrained.word_pieces("x" * 101, pieces, 9) == [pieces["[UNK]"]]
 
 
 def test_hf_text_equals_the_model_itself(tmp_path: Path) -> None:
@@ -260,4 +261,4 @@ def test_freeform_prompts_are_what_they_claim() -> None:
         assert all(thing["colour"] in COLOURS and thing["shape"] in SHAPES for thing in things), entry
         assert entry["motion"] in MOTIONS, entry
         assert entry["event"] in EVENTS, entry
-        assert set(text.words_of(entry["prompt"])) - known, entry
+        assert set(words.words_of(entry["prompt"])) - known, entry

@@ -83,7 +83,8 @@ class TextToVideo(nn.Module):
             states = self.text(self.text.tokens(batch.prompts), batch.words)
         else:
             states = self.text.encode(batch.prompts)
-        on, trace = batch.to(device), [] if batch.lesson else None
+        on = batch.to(device)
+        trace: list[Tensor] | None = [] if batch.lesson else None
         velocity = self.dit(
             on.noisy, on.coords, on.cu_seqlens, on.timestep, states.states, states.cu_seqlens, on.known, on.mask, trace
         )

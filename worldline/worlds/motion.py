@@ -12,7 +12,7 @@ from worldline.worlds.tracks import Field, Track
 STILL_X = 0.13  # half shorter sides: less is jitter
 STROKE = 0.14  # a vertical stroke must be longer than this
 RATIO = 1.2  # log-area change per vertical travel above which an object came nearer or went away
-TURN = 0.048  # spread of log width over height that turning makes in a cube
+TURN = 0.036  # spread of log width over height that turning makes in a cube
 SLACK = {"static": 1.0, "pan": 1.6, "zoom": 1.6, "orbit": 2.8}  # what a camera adds is taken off only roughly
 PIVOT = -0.42  # height in view of the floor that an orbit leaves in place
 # Whole-clip strengths tried for each kind of camera: shift, log scale, shear, in half shorter sides.
@@ -24,7 +24,7 @@ STRENGTHS = {
 STRIPS = 6
 FLICKER = 6e-5  # variance of brightness that nobody sees
 CAMERA_GAIN = 0.15  # mean log-variance that a moving camera must explain
-ZOOM_GAIN = 0.06  # enough for a zoom where the objects move as a zoom moves them
+ZOOM_GAIN = 0.02  # enough for a zoom where the objects move as a zoom moves them
 PITCH = 0.46  # height of the vanishing point of the floor above the picture's centre
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from scipy.signal import find_peaks
 
 from worldline.worlds.verify_nets import BINS, COLOUR_NAMES, CROP
 
 SIDE = 64  # the shorter side at which everything is measured
 MAX_FRAMES = 129
 MIN_AREA = 14  # pixels: smaller blobs are noise
+SPECK = 40  # median area: the smallest thing covers 60 pixels
 PRESENT = 0.3  # share of frames that an object must be seen in
 
 
@@ -135,23 +135,22 @@ def _joined(pieces: list[_Piece], own: np.ndarray, objects: np.ndarray) -> list[
     return out
 
 
-def _parts(columns: np.ndarray, height: int) -> int:
-    """How many equal things make a blob of these column heights: its humps, or, where they are flush, its length."""
-    ratio = len(columns) / max(height, 1)
+def _parts(own: np.ndarray) -> int:
+    """How many equal things in a row make this blob, from its length in heights."""
+    height, width = own.shape
+    ratio = width / height
     if ratio < 1.32:  # the widest single thing is a cube seen edge on
         return 1
-    smooth = ndimage.uniform_filter1d(columns.astype(float), 3, mode="constant")
-    humps = len(find_peaks(np.pad(smooth, 1), prominence=0.2 * height)[0])
-    # Flush cubes: their spacing is 0.93 of their height in view.
-    parts = humps if humps > 1 else 1 + max(0, round((ratio - 0.87) / 0.93))
-    return max(1, min(parts, len(columns) // 3))  # a part has room for its two cuts
+    # Cubes and cylinders fill their outline; they stand 0.93 heights apart and are narrower than balls and cones.
+    count = 1 + round((ratio - 0.87) / 0.93) if own.mean() > 0.88 else round(0.96 * ratio)
+    return max(1, min(count, width // 3))  # a part has room for its two cuts
 
 
 def _cut(own: np.ndarray, top: int, left: int) -> list[_Piece]:
     """Equal things side by side make a blob several times as wide as high; cut near the thinnest columns."""
-    height, width = own.shape
+    width = own.shape[1]
     columns = own.sum(0)
-    parts = _parts(columns, height)
+    parts = _parts(own)
     edges = [0]
     for i in range(1, parts):
         middle, reach = i * width / parts, max(1, round(0.2 * width / parts))
@@ -187,8 +186,21 @@ def find_tracks(frames: np.ndarray, table: np.ndarray) -> tuple[Field, list[Trac
             continue
         # A count must hold for a third of the time: flicker adds none, and things may enter or leave the picture.
         count = max(k for k in range(1, max(seen) + 1) if k == 1 or np.mean(np.array(seen) >= k) >= 0.35)
-        tracks.extend(_follow(field, code, colour, pieces, slot, count) for slot in range(count))
+        found = [_follow(field, code, colour, pieces, slot, count) for slot in range(count)]
+        strength = float(field.probs[..., code][mask].mean())
+        tracks.extend(track for track in found if not _ghost(track, strength))
     return field, tracks
+
+
+def _ghost(track: Track, strength: float) -> bool:
+    """True for specks, for mixtures of other objects' colours, and for tinted floor: faint, and leaping about."""
+    area = track.area[track.visible]
+    if not len(area) or np.median(area) < SPECK:
+        return True
+    if not track.whole.any() and track.visible.mean() < 0.5:
+        return True  # never seen apart from other objects
+    steps = np.abs(np.diff(track.centre[track.visible], axis=0)).sum(1)
+    return strength < 0.68 and len(steps) > 0 and float(np.median(steps)) > 0.15
 
 
 def _union(pieces: list[_Piece]) -> _Piece:

@@ -1,0 +1,72 @@
+"""The command `worldline <verb>`: each verb parses, calls one function and prints.
+
+A verb's imports load when it runs, so that `worldline --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from worldline import __version__
+from worldline.cli.generate import add_generate
+from worldline.cli.models import add_export, add_info, add_train
+from worldline.cli.parser import Parser
+from worldline.cli.worlds import add_eval, add_worlds
+from worldline.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns the exit code: 0 done, 2 a mistake of the user (one line on stderr), 130 Ctrl-C."""
+    parser = build_parser()
+    try:
+        args, rest = parser.parse_known_args(normalised(sys.argv[1:] if argv is None else argv))
+        if rest:
+            parser.unknown(rest)
+        args.run(args)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `worldline ... | head`: the reader left, which is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        return _fail(f"{error.filename or 'output'}: {error.strerror}; free some space or choose another place")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return _fail("not enough memory; ask for a smaller --size, fewer --seconds or fewer --num-videos")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print("worldline: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def normalised(argv: Sequence[str]) -> list[str]:
+    """The command line with `--guidance_scale=5` written as `--guidance-scale=5`; words after `--` stay as they are."""
+    words, done = [], False
+    for word in argv:
+        done = done or word == "--"
+        name, equals, value = word.partition("=")
+        is_flag = not done and name.startswith("--") and " " not in name
+        words.append(name.replace("_", "-") + equals + value if is_flag else word)
+    return words
+
+
+def build_parser() -> Parser:
+    """The whole command line. Importing nothing heavy keeps `worldline --help` fast."""
+    parser = Parser("worldline", description="Text to video, with a verifier that checks what was made.")
+    parser.add_argument("--version", action="version", version=f"worldline {__version__}")
+    parser.set_defaults(run=lambda args: parser.print_help())
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
+    for add in (add_generate, add_worlds, add_train, add_eval, add_export, add_info):
+        add(verbs)
+    return parser

@@ -1,0 +1,107 @@
+"""`worldline train | export | info`: models made, packed and described."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from worldline.cli.parser import Verbs, add_verb, emit
+from worldline.errors import UserError
+
+
+def add_train(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "train", run_train, "train the video autoencoder or the diffusion transformer")
+    add = parser.add_argument
+    add("what", choices=("vae", "dit"), help="which of the two")
+    add("--recipe", default="tiny", help="plan to start from")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, for example optim.lr=1e-4")
+    add("--out", default=None, help="folder of the run; runs/<name of the plan> unless given")
+    add("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
+    add("--dry-run", action="store_true", help="print the plan and its cost, train nothing")
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Read the recipe, apply --set, and run."""
+    recipe = _recipe(args.recipe)
+
+    from worldline.train.plan import plan_dict, plan_overrides
+
+    plan = plan_overrides(getattr(recipe, args.what)(), args.set)
+    trainer = importlib.import_module(f"worldline.train.{args.what}")
+    if args.dry_run:
+        return emit(args, plan_dict(plan), trainer.dry_run(plan))
+    from worldline.generate.preview import reconstruction_sheet, sample_sheet
+
+    out = Path(args.out or f"runs/{plan.name}")
+    callbacks = {"sample": reconstruction_sheet} if args.what == "vae" else {"sample": sample_sheet, "score": _score}
+    outcome = trainer.train(plan, out, args.resume, callbacks, say=lambda line: print(line, file=sys.stderr))
+    data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
+    state = "finished" if outcome.finished else "stopped, continue with --resume"
+    emit(args, data, f"{out}: {state} at step {outcome.step}")
+
+
+def _score(step: int, parts: Any, folder: Path) -> dict[str, float]:
+    """The world score of a model in training: share of 64 prompts obeyed in everything, and with one object."""
+    from worldline.eval.runner import run_worlds
+    from worldline.generate.pipeline import Pipeline
+
+    rates = run_worlds(Pipeline(parts).answer, n=64).rates("model")
+    named = {"world_score": "everything", "world_score_1": "1 object", "world_score_2": "2 objects"}
+    return {name: rates[group]["all"].share for name, group in named.items() if group in rates}
+
+
+def _recipe(name: str) -> Any:
+    """The recipe module of that name; raises UserError naming the nearest."""
+    import pkgutil
+
+    import worldline.recipes as recipes
+
+    names = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1) or names
+        raise UserError(f"--recipe {name[:40]!r}: unknown; the nearest is {near[0]}")
+    return importlib.import_module(f"worldline.recipes.{name}")
+
+
+def add_export(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "export", run_export, "a model folder, ready to ship, from a training run")
+    add = parser.add_argument
+    add("--dit", required=True, help="run folder of `train dit`, which names its VAE")
+    add("--vae", default=None, help="run folder of `train vae` with a better decoder for the same latents")
+    add("--out", required=True, help="model folder to write")
+    add("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="type of the stored weights")
+    add("--overwrite", action="store_true", help="replace a model folder that exists")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write the averaged weights of a run as a model folder."""
+    from worldline.checkpoints import layout
+    from worldline.checkpoints.folder import export
+
+    folder = export(args.dit, args.out, args.vae, args.dtype, args.overwrite)
+    data = layout.info(folder)
+    emit(args, data, f"{folder}: {data['parameters'] / 1e6:.2f} M parameters, {data['bytes'] / 1e6:.1f} MB")
+
+
+def add_info(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "info", run_info, "what a model folder holds")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", default=None, help="model folder; default: the shipped one"
+    )
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """Print parameters, bytes and configs of a model folder, read from its headers."""
+    from worldline.checkpoints import layout
+
+    data = layout.info(args.model)
+    lines = [f"{data['folder']}", f"hash {data['hash'][:16]}, {data['bytes'] / 1e6:.1f} MB in all"]
+    for name, part in data["components"].items():
+        size = f"{part['parameters'] / 1e6:8.2f} M parameters  {part['bytes'] / 1e6:7.1f} MB"
+        lines.append(f"  {name:13}{size}  {', '.join(part['dtypes'])}")
+    lines += [f"  default {key:16} {value}" for key, value in data["defaults"].items()]
+    emit(args, data, "\n".join(lines))

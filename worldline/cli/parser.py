@@ -1,0 +1,95 @@
+"""What all verbs share: the parser and its complaints, numbers with names, answers as text or JSON, progress."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from worldline.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one-line UserErrors with the nearest known flag or choice."""
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.removeprefix("worldline").strip()
+        raise UserError(f"{name}: {message} (see `{self.prog} --help`)" if name else f"{message}; try --help")
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Raise for arguments that no verb knows, naming the nearest flag that one does."""
+        word = words[0].split("=")[0]
+        close = difflib.get_close_matches(word, self._known(), 1)
+        hint = f"did you mean {close[0]}?" if close else "remove it, or put the prompt in quotes"
+        raise UserError(f"unknown argument {words[0][:60]!r}; {hint}")
+
+    def _known(self) -> list[str]:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for sub in action.choices.values() for flag in sub._known()]
+        return flags
+
+
+Verbs = Any  # argparse's subparser action, whose type is private
+
+
+def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], about: str) -> Parser:
+    parser: Parser = verbs.add_parser(
+        name, help=about, description=about, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def number(flag: str, whole: bool = False, example: str = "1") -> Callable[[str], Any]:
+    """A converter for argparse that raises a UserError naming the flag and a valid value."""
+
+    def convert(text: str) -> float | int:
+        try:
+            return int(text) if whole else float(text)
+        except ValueError:
+            kind = "whole number" if whole else "number"
+            raise UserError(f"{flag} {text[:40]!r}: not a {kind}; a valid value is {example}") from None
+
+    return convert
+
+
+def emit(args: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    """Print the answer: JSON when asked for, else text for people."""
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str) if args.json else text)
+
+
+def note(line: str) -> None:
+    """One line for people, on stderr so that stdout stays machine-readable."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+@contextmanager
+def named(argument: str) -> Iterator[None]:
+    """Puts the name of the argument before the message of a UserError that knows only a file or a value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{argument} {error}") from None
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with the time left on stderr, as a callback (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="step", dynamic_ncols=True, leave=False, disable=None, file=sys.stderr) as bar:
+
+        def update(done: int, total: int) -> None:
+            if done <= bar.n:
+                bar.reset()  # the next of several passes
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update

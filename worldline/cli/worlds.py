@@ -1,0 +1,143 @@
+"""`worldline worlds render | verify` and `worldline eval worlds`: the procedural world and the score that it gives."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from worldline.cli.parser import Parser, Verbs, add_verb, emit, named, number, progress
+from worldline.errors import UserError
+
+
+def add_worlds(verbs: Verbs) -> None:
+    group: Parser = verbs.add_parser("worlds", help="the procedural world: render clips, verify any video")
+    below = group.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+    parser = add_verb(below, "render", run_worlds_render, "render clips of random scenes with their captions")
+    add = parser.add_argument
+    add("--n", type=number("--n", True, "8"), default=8, help="how many clips")
+    add("--sheet", default=None, help="contact sheet to write (.png)")
+    add("-o", "--output", default=None, help="folder for the clips as mp4, one per scene")
+    add("--seed", type=number("--seed", True, "0"), default=0, help="seed of the first scene")
+    add("--size", default="64x64", help="WIDTHxHEIGHT in pixels")
+    add("--seconds", type=number("--seconds"), default=1.0, help="length of each clip")
+    add("--fps", default="16", help="frames per second")
+    add("--split", choices=("train", "heldout", "any"), default="any", help="compositions to draw from")
+    add("--overwrite", action="store_true", help="replace files that exist")
+
+    parser = add_verb(below, "verify", run_worlds_verify, "say what a video shows: objects, colours, motion, camera")
+    parser.add_argument("video", metavar="VIDEO", help="any video file")
+
+
+def run_worlds_render(args: argparse.Namespace) -> None:
+    """Draw n scenes, render them, write a contact sheet and, with -o, the clips."""
+    from worldline.generate.request import check_range, frames_of, read_fps, read_size
+    from worldline.media.write import check_writable
+
+    check_range("--n", args.n, 1, 10_000, whole=True)
+    check_range("--seed", args.seed, 0, 2**63 - 1, whole=True)
+    fps = read_fps(args.fps)
+    width, height = read_size(args.size)
+    frames = frames_of(args.seconds, None, fps, 17)
+    sheet = args.sheet or (None if args.output else "sheet.png")
+    files = _clip_files(args.output, args.n, args.overwrite)
+    if sheet:
+        check_writable(sheet, args.overwrite, (".png",))
+
+    import numpy as np
+
+    from worldline.media.preview import contact_sheet
+    from worldline.media.write import write_image, write_video
+    from worldline.worlds.captions import caption
+    from worldline.worlds.render import render
+    from worldline.worlds.scene import sample_scene
+
+    clips, labels = [], []
+    with progress("rendering") as update:
+        for index in range(args.n):
+            rng = np.random.default_rng([args.seed, index])
+            scene = sample_scene(rng, args.split)
+            labels.append(caption(scene, rng))
+            frames_of_scene = render(scene, frames, height, width, float(fps)).frames
+            if files:
+                write_video(files[index], frames_of_scene, fps, {"prompt": labels[-1], "scene": scene.to_json()})
+            if sheet:
+                clips.append(frames_of_scene)
+            update(index + 1, args.n)
+    if sheet:
+        write_image(sheet, contact_sheet(clips, labels, scale=max(1, 128 // max(width, height))))
+    data = {"captions": labels, "sheet": sheet, "output": [str(file) for file in files]}
+    written = ([str(sheet)] if sheet else []) + [str(file) for file in files]
+    emit(args, data, "\n".join([f"{i:4}  {label}" for i, label in enumerate(labels)] + written))
+
+
+def _clip_files(folder: str | None, count: int, overwrite: bool) -> list[Path]:
+    if folder is None:
+        return []
+    from worldline.media.write import check_writable
+
+    place = Path(folder)
+    if place.exists() and not place.is_dir():
+        raise UserError(f"-o/--output {folder} is a file; give a folder for the clips")
+    if not place.exists():
+        check_writable(place.with_suffix(".mp4"))
+        place.mkdir()
+    return [check_writable(place / f"world-{i:04d}.mp4", overwrite) for i in range(count)]
+
+
+def run_worlds_verify(args: argparse.Namespace) -> None:
+    """Read a video file and print what the verifier sees in it."""
+    from worldline.media.read import read_video
+
+    with named("VIDEO"):
+        video = read_video(args.video)
+
+    from worldline.worlds.verify import read
+
+    seen = read(video.frames, float(video.fps))
+    words = ("colour", "shape", "size", "motion", "speed", "confidence", "travel", "onset", "hidden")
+    objects = [{word: getattr(thing, word) for word in words} for thing in seen.objects]
+    data = {"objects": objects, "count": seen.count, "camera": seen.camera, "screen": seen.screen}
+    lines = [f"{seen.count} object{'' if seen.count == 1 else 's'}, camera: {seen.camera}"]
+    lines += [f"  {o.size} {o.colour} {o.shape}: {o.motion} {o.speed}".rstrip() for o in seen.objects]
+    emit(args, {**data, "frames": seen.frames, "fps": seen.fps}, "\n".join(lines))
+
+
+def add_eval(verbs: Verbs) -> None:
+    group: Parser = verbs.add_parser("eval", help="score a model")
+    below = group.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+    parser = add_verb(below, "worlds", run_eval_worlds, "held-out prompts -> videos -> verifier -> table")
+    add = parser.add_argument
+    add("--model", default=None, help="model folder; the shipped model unless given")
+    add("--n", type=number("--n", True, "64"), default=256, help="how many prompts")
+    add("--seed", type=number("--seed", True, "0"), default=0, help="seed of the prompts and of the videos")
+    add("--out", default=None, help="folder for table, JSON, plot and contact sheet of failures")
+
+
+def run_eval_worlds(args: argparse.Namespace) -> None:
+    """Generate a video for each held-out prompt and let the verifier judge."""
+    from worldline.checkpoints import layout
+    from worldline.generate.request import check_range
+
+    check_range("--n", args.n, 2, 100_000, whole=True)
+    check_range("--seed", args.seed, 0, 2**62, whole=True)
+    folder = layout.check(args.model)
+
+    from worldline.eval.runner import prepare_folder, run_worlds
+    from worldline.generate.pipeline import load
+
+    out = Path(args.out) if args.out else None
+    if out is not None:
+        prepare_folder(out)
+    pipeline = load(folder)
+    with progress("judging") as update:
+        report = run_worlds(
+            pipeline.answer,
+            n=args.n,
+            seed=args.seed,
+            out=out,
+            reconstruct=pipeline.reconstruct,
+            fps=float(pipeline.defaults.fps),
+            progress=lambda _, done, total: update(done, total),
+        )
+    data = {"model": str(folder), "model_hash": pipeline.model_hash, "seed": args.seed, **report.as_dict()}
+    emit(args, data, report.table())
