@@ -232,7 +232,7 @@ def test_worlds_render_writes_sheet_and_clips(place: Path, capsys: pytest.Captur
 
 def test_verify_names_what_was_rendered(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["worlds", "render", "--n", "1", "--seed", "0", "-o", "clips"]) == 0
-    assert "a red cube moves to the left at a slow pace while a teal tin goes up" in capsys.readouterr().out
+    assert "to the left goes a red box while a turquoise tin goes up" in capsys.readouterr().out
     assert main(["worlds", "verify", "clips/world-0000.mp4", "--json"]) == 0
     seen = json.loads(capsys.readouterr().out)
     found = {(thing["colour"], thing["shape"], thing["motion"]) for thing in seen["objects"]}
