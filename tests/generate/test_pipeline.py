@@ -77,9 +77,12 @@ def test_groups_change_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPat
         assert int(np.abs(a.astype(int) - b).max()) <= 1
 
 
-def test_guidance_is_the_textbook_equation(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.8)])  # of two steps, from times 1 and 0.75
+def test_guidance_is_the_textbook_equation(pipeline: Pipeline, interval: tuple[float, float]) -> None:
     """Two separate forward passes per step, combined by hand, end where the packed one does."""
-    drawing = Drawing(VideoShape(5, 32, 32), steps=2, guidance_scale=3.0, negative_prompt="a ball")
+    drawing = Drawing(
+        VideoShape(5, 32, 32), steps=2, guidance_scale=3.0, negative_prompt="a ball", guidance_interval=interval
+    )
     got = pipeline.sample(["a red ball"], [7], drawing)[0]
 
     noise = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(7))
@@ -91,7 +94,7 @@ def test_guidance_is_the_textbook_equation(pipeline: Pipeline) -> None:
             pipeline.dit(x, packed.coords, packed.cu_seqlens, t.expand(len(x)), text.states, text.cu_seqlens)
             for text in (cond, uncond)
         )
-        return u + 3.0 * (v - u)
+        return u + 3.0 * (v - u) if t <= interval[1] else v
 
     expected = unpack(euler(denoise, packed.tokens, schedule(2, 3.0)), packed, (1, 2, 2))[0]
     assert torch.allclose(got, expected, atol=1e-4)
@@ -102,6 +105,12 @@ def test_scale_one_ignores_the_negative_prompt(pipeline: Pipeline) -> None:
     assert np.array_equal(a, b)
     c, d = (pipeline.generate("a ball", guidance_scale=4, negative_prompt=words).frames for words in ("", "red"))
     assert not np.array_equal(c, d)
+
+
+def test_samplers_and_rescale_are_asked_for(pipeline: Pipeline) -> None:
+    plain = pipeline.generate("a ball", guidance_scale=6).frames
+    for change in ({"sampler": "heun"}, {"sampler": "dpmpp_2m"}, {"guidance_rescale": 0.7}):
+        assert not np.array_equal(plain, pipeline.generate("a ball", guidance_scale=6, **change).frames)  # type: ignore[arg-type]
 
 
 def test_the_prompt_matters(pipeline: Pipeline) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from worldline.errors import UserError
-from worldline.generate.request import MAX_TOKENS, Request, frames_of, numbered, read_fps, read_size
+from worldline.generate.request import MAX_TOKENS, SAMPLERS, Request, frames_of, numbered, read_fps, read_size
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (64, 64), (101, 77)])
@@ -62,3 +62,9 @@ def test_numbers_sort_by_name() -> None:
     assert names == sorted(names)
     assert len(set(names)) == 11
     assert numbered(Path("out.mp4"), 1) == [Path("out.mp4")]
+
+
+def test_the_named_samplers_are_those_that_exist() -> None:
+    from worldline.diffusion import samplers
+
+    assert set(SAMPLERS) == set(samplers.SAMPLERS)

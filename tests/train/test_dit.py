@@ -99,6 +99,18 @@ def test_the_layout_is_taught_where_asked(setting):
     assert task.make_batch(replace(plan, layout=0.0), latents, whitening, 0).layout is None
 
 
+def test_the_mean_of_the_timesteps_follows_its_steps(setting):
+    plan, latents, whitening = setting
+    plan = replace(plan, time_mean=(0.0, 3.0), time_from=(0, 10))
+    early, late = (
+        torch.stack([task.make_batch(plan, latents, whitening, step).timestep.mean() for step in steps]).mean()
+        for steps in (range(10), range(10, 20))
+    )
+    assert late > early + 0.1
+    with pytest.raises(UserError, match="time_from"):
+        task.plan_check(replace(plan, time_from=(0,)))
+
+
 def test_prompts_are_dropped_at_the_stated_rate(setting):
     plan, latents, _ = setting
     rng = task.numpy_rng(0, 0, "test")

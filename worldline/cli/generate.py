@@ -21,6 +21,9 @@ def add_generate(verbs: Verbs) -> None:
     add("--fps", default=None, help="frames per second of the file, for example 16 or 30000/1001")
     add("--steps", type=number("--steps", True, "20"), default=None, help="sampler steps")
     add("--guidance-scale", type=number("--guidance-scale", example="5"), default=None, help="1 turns guidance off")
+    add("--guidance-rescale", type=number("--guidance-rescale", example="0.7"), default=None, help="0 to 1: undo glare")
+    add("--guidance-interval", default=None, metavar="LOW,HIGH", help="times that guidance acts at, within 0,1")
+    add("--sampler", default=None, help="euler, heun or dpmpp_2m")
     add("--negative-prompt", default="", help="what the video shall not show")
     add("--seed", type=number("--seed", True, "0"), default=0, help="video i is drawn from seed + i")
     add("--num-videos", type=number("--num-videos", True, "1"), default=1, help="how many videos")
@@ -32,14 +35,19 @@ def add_generate(verbs: Verbs) -> None:
 
 
 def _request(args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
-    from worldline.generate.request import Request, frames_of, read_fps, read_size
+    from worldline.generate.request import Request, frames_of, read_fps, read_interval, read_size
 
     size = args.size or f"{defaults.get('width', Request.width)}x{defaults.get('height', Request.height)}"
     width, height = read_size(size)
     fps = read_fps(args.fps if args.fps is not None else defaults.get("fps", Request.fps))
     frames = frames_of(args.seconds, args.frames, fps, defaults.get("frames", Request.frames))
-    steps = defaults.get("steps", Request.steps) if args.steps is None else args.steps
-    scale = args.guidance_scale
+    interval = None if args.guidance_interval is None else read_interval(args.guidance_interval)
+    given = {"steps": args.steps, "sampler": args.sampler, "guidance_scale": args.guidance_scale}
+    given |= {"guidance_rescale": args.guidance_rescale, "guidance_interval": interval}
+    chosen = {
+        name: defaults.get(name, getattr(Request, name)) if value is None else value for name, value in given.items()
+    }
+    chosen["guidance_interval"] = tuple(chosen["guidance_interval"])
     return Request(
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
@@ -49,8 +57,7 @@ def _request(args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
         fps=fps,
         seed=args.seed,
         num_videos=args.num_videos,
-        steps=steps,
-        guidance_scale=defaults.get("guidance_scale", Request.guidance_scale) if scale is None else scale,
+        **chosen,
     )
 
 

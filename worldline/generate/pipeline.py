@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldline.checkpoints.folder import Parts, load_parts, model_hash
 from worldline.checkpoints.layout import resolve
-from worldline.diffusion.guidance import cfg
+from worldline.diffusion.guidance import cfg, scale_at
 from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import schedule
 from worldline.dit.conditions import Conditions, first_frame, none, place_known
@@ -43,7 +43,15 @@ class Drawing:
     steps: int = 20
     guidance_scale: float = 5.0
     negative_prompt: str = ""
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     sampler: str = "euler"
+
+    @staticmethod
+    def of(request: Request) -> Drawing:
+        """The part of a request that sampling needs."""
+        shared = {field.name: getattr(request, field.name) for field in fields(Drawing) if field.name != "shape"}
+        return Drawing(request.padded, **shared)
 
 
 class Pipeline:
@@ -80,6 +88,9 @@ class Pipeline:
         fps: float | Fraction | str | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        sampler: str | None = None,
         negative_prompt: str = "",
         seed: int = 0,
         num_videos: int = 1,
@@ -92,6 +103,7 @@ class Pipeline:
         is called after every step. Raises UserError for any value that cannot be.
         """
         given = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale}
+        given |= {"guidance_rescale": guidance_rescale, "guidance_interval": guidance_interval, "sampler": sampler}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         rate = self.defaults.fps if fps is None else read_fps(fps)
         chosen |= {"fps": rate, "frames": frames_of(seconds, frames, rate, self.defaults.frames)}
@@ -101,10 +113,9 @@ class Pipeline:
     def run(self, request: Request, image: np.ndarray | None = None, progress: Progress | None = None) -> Result:
         """Make the videos of a valid request; `image` uint8 (H, W, 3) as in `generate`."""
         seeds = [request.seed + index for index in range(request.num_videos)]
-        drawing = Drawing(request.padded, request.steps, request.guidance_scale, request.negative_prompt)
         picture = None if image is None else fitted(image, request.height, request.width)
         self.timings = {}
-        videos = self.draw([request.prompt] * len(seeds), seeds, drawing, picture, progress)
+        videos = self.draw([request.prompt] * len(seeds), seeds, Drawing.of(request), picture, progress)
         videos = [video[: request.frames, : request.height, : request.width] for video in videos]
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
         record = provenance(request.prompt, request.seed, self.model_hash, **settings, image=image is not None)
@@ -113,7 +124,7 @@ class Pipeline:
     def answer(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults: what an evaluation asks for."""
         asked = self.defaults
-        videos = self.draw(prompts, seeds, Drawing(asked.padded, asked.steps, asked.guidance_scale))
+        videos = self.draw(prompts, seeds, Drawing.of(asked))
         return [video[: asked.frames, : asked.height, : asked.width] for video in videos]
 
     @torch.inference_mode()
@@ -194,7 +205,7 @@ class Pipeline:
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         condition = none(size) if known is None else first_frame(known.cpu(), latent.frames)
         packed = pack(noise, self.dit.config.patch)
-        denoise = self._denoiser(packed, condition, text, drawing.guidance_scale)
+        denoise = self._denoiser(packed, condition, text, drawing)
         sigmas = schedule(drawing.steps, self.parts.scheduler.shift).to(self.device)
         callback = (lambda done, _: step(done)) if step else None
         with self._timed("dit"):
@@ -204,7 +215,7 @@ class Pipeline:
         return unpack(x, packed, self.dit.config.patch)
 
     def _denoiser(
-        self, packed: Packed, condition: Conditions, text: TextStates, scale: float
+        self, packed: Packed, condition: Conditions, text: TextStates, drawing: Drawing
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """denoise(x (N, D), t ()) -> velocity (N, D), both float32; guided when there are two texts a video."""
         videos = len(packed.shapes)
@@ -217,15 +228,28 @@ class Pipeline:
         cu = cu.to(self.device)
         states = text.states.to(self.device, self.dtype)
         cu_text = text.cu_seqlens.to(self.device)
+        words = int(text.cu_seqlens[videos])
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
+            scale = 1.0 if copies == 1 else scale_at(float(t), drawing.guidance_scale, drawing.guidance_interval)
+            if scale == 1.0:  # the prompt alone: the first of the copies
+                tokens, timestep = place_known(x, t.expand(len(x)), known[:last], mask[:last])
+                velocity = self.dit(
+                    tokens,
+                    coords[:last],
+                    cu[: videos + 1],
+                    timestep.float(),
+                    states[:words],
+                    cu_text[: videos + 1],
+                    known[:last],
+                    mask[:last],
+                )
+                return velocity.float()  # type: ignore[no-any-return]
             x = x.repeat(copies, 1)  # (copies*N, D)
             tokens, timestep = place_known(x, t.expand(len(x)), known, mask)
             velocity = self.dit(tokens, coords, cu, timestep.float(), states, cu_text, known, mask).float()
-            if copies == 1:
-                return velocity
             cond, uncond = velocity.chunk(2)
-            return cfg(cond, uncond, scale)
+            return cfg(cond, uncond, scale, drawing.guidance_rescale)
 
         return denoise
 
@@ -272,8 +296,10 @@ def load(path: str | Path | None = None, device: str | None = None, dtype: torch
 
 def _known(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a model folder that a Request has; raises UserError for a frame rate that none can be."""
-    names = ("width", "height", "frames", "steps", "guidance_scale")
+    names = ("width", "height", "frames", "steps", "sampler", "guidance_scale", "guidance_rescale")
     values = {name: defaults[name] for name in names if name in defaults}
+    if "guidance_interval" in defaults:
+        values["guidance_interval"] = tuple(defaults["guidance_interval"])  # JSON gives lists
     return {**values, "fps": read_fps(defaults.get("fps", Request.fps))}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -18,6 +19,7 @@ MAX_STEPS = 1000
 MAX_VIDEOS = 1000
 MAX_TOKENS = 2**17  # of one video: 1024x1024 for 7.9 s at 16 fps; attention beyond it is out of reach here
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
+SAMPLERS = ("euler", "heun", "dpmpp_2m")  # of diffusion.samplers, named here without torch
 TRAINED = VideoShape(17, 64, 64)  # what the shipped model saw; a model folder's defaults override it
 
 
@@ -25,7 +27,8 @@ TRAINED = VideoShape(17, 64, 64)  # what the shipped model saw; a model folder's
 class Request:
     """One call of `generate`, every field valid: raises UserError with one line otherwise.
 
-    Units: width and height in pixels, fps in frames per second. Video i is drawn from `seed + i`.
+    Units: width and height in pixels, fps in frames per second. Video i is drawn from `seed + i`. Guidance acts at
+    the times of `guidance_interval` (1 is pure noise, 0 the finished video); see diffusion.guidance for `rescale`.
     """
 
     prompt: str
@@ -36,6 +39,9 @@ class Request:
     fps: Fraction = Fraction(16)
     steps: int = 20
     guidance_scale: float = 5.0
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    sampler: str = "euler"
     seed: int = 0
     num_videos: int = 1
 
@@ -48,6 +54,15 @@ class Request:
         check_range("--frames", self.frames, 1, 1_000_000, whole=True)
         check_range("--steps", self.steps, 1, MAX_STEPS, whole=True)
         check_range("--guidance-scale", self.guidance_scale, 0, 100)
+        check_range("--guidance-rescale", self.guidance_rescale, 0, 1)
+        for end in self.guidance_interval:
+            check_range("--guidance-interval", end, 0, 1)
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise UserError(f"--guidance-interval {low:g},{high:g}: runs backwards; write {high:g},{low:g}")
+        if self.sampler not in SAMPLERS:
+            near = (difflib.get_close_matches(self.sampler, SAMPLERS, 1) or SAMPLERS)[0]
+            raise UserError(f"--sampler {self.sampler[:40]!r}: unknown; the nearest is {near}")
         check_range("--num-videos", self.num_videos, 1, MAX_VIDEOS, whole=True)
         check_range("--seed", self.seed, 0, MAX_SEED - self.num_videos + 1, whole=True)
         check_range("--fps", float(self.fps), Fraction(1, 10), 240)
@@ -161,6 +176,15 @@ def read_fps(text: str | float | Fraction) -> Fraction:
         raise UserError(f"--fps {str(text)[:40]!r}: not a rate; expected 0.1 to 240, for example 16") from None
     check_range("--fps", float(fps), Fraction(1, 10), 240)
     return fps
+
+
+def read_interval(text: str) -> tuple[float, float]:
+    """ "0.2,0.9" as (0.2, 0.9); raises UserError."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--guidance-interval {text[:40]!r}: not two times, as in 0.2,0.9") from None
+    return low, high
 
 
 def frames_of(seconds: float | None, frames: int | None, fps: Fraction, default: int) -> int:

@@ -21,20 +21,26 @@ def vae() -> VAEPlan:
         real=("footage/train.npy",),
         batch=4,
         l1=0.1,
+        kl=1e-3,
+        noise=0.15,
         optim=OptimPlan(lr=1.2e-3, warmup=100, weight_decay=0.0, ema=0.999),
         loop=LoopPlan(steps=5500, checkpoint_every=500, validate_every=500, sample_every=1000),
     )
 
 
 def dit() -> DiTPlan:
-    """The diffusion transformer (256 wide, 6 layers) with its word encoder on the latents of 24 576 world clips."""
+    """The diffusion transformer (256 wide, 6 layers) with its word encoder on the latents of 32 768 world clips."""
     return DiTPlan(
         name="tiny-dit",
         vae="runs/tiny-vae",
         frames="runs/tiny-vae/clips",
-        clips=ClipsPlan(count=24_576, workers=2),
+        clips=ClipsPlan(count=32_768, workers=2),
         batch=24,
-        nothing_known=0.8,
-        optim=OptimPlan(lr=1.1e-3, warmup=150, ema=0.999),
-        loop=LoopPlan(steps=4000, checkpoint_every=300, validate_every=600, sample_every=600),
+        time_mean=(0.0, 0.4, 0.0),  # the middle of the run dwells on motion, which is decided in high noise
+        time_from=(0, 3491, 11_500),
+        nothing_known=0.85,
+        images=0.15,
+        layout=0.5,
+        optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
+        loop=LoopPlan(steps=15_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,6 +56,8 @@ class DiTPlan:
     whitening_power: float = 0.5  # 1 gives every channel unit variance; below, channels that show more lead
     batch: int = 32
     shift: float = 3.0  # of the timesteps towards noise, in training and sampling
+    time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more,
+    time_from: tuple[int, ...] = (0,)  # below it detail; each mean holds from its step on
     guidance_scale: float = 2.5  # the model's default when it generates
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
     nothing_known: float = 0.7  # share of samples without known latents
@@ -153,7 +156,8 @@ def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int)
     if image:
         values = values[:, :, :1]  # the first latent frame holds the first frame alone: it is that image's latent
     clean = whitening.forward(values)
-    times = shift(logit_normal(rows, noise), plan.shift)
+    mean = plan.time_mean[bisect_right(plan.time_from, step) - 1]
+    times = shift(logit_normal(rows, noise, mean), plan.shift)
     mask = torch.stack([random_mask(rng, tuple(clean.shape[1:]), plan.nothing_known) for _ in range(rows)])
     prompts = [prompt_of(plan, latents.scenes[i], rng) for i in index]
     batch = assemble(plan, clean, times, mask, prompts, noise)
@@ -300,6 +304,9 @@ def plan_check(plan: DiTPlan) -> None:
     for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
         if value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
+    starts = plan.time_from
+    if len(plan.time_mean) != len(starts) or starts[:1] != (0,) or list(starts) != sorted(starts):
+        raise UserError(f"time_from: {starts} must be one step for each of time_mean, rising from 0")
     if len(plan.styles) != 3 or min(plan.styles) < 0 or sum(plan.styles) <= 0:
         raise UserError(f"styles: {plan.styles} must be three shares, for example 0.25,0.55,0.2")
 
