@@ -99,16 +99,20 @@ def test_the_layout_is_taught_where_asked(setting):
     assert task.make_batch(replace(plan, layout=0.0), latents, whitening, 0).layout is None
 
 
-def test_the_mean_of_the_timesteps_follows_its_steps(setting):
+def test_phases_move_the_timesteps_and_the_scenes(setting):
     plan, latents, whitening = setting
-    plan = replace(plan, time_mean=(0.0, 3.0), time_from=(0, 10))
+    plan = replace(plan, phases=(0, 10), time_mean=(0.0, 3.0), several=(1.0, 50.0))
     early, late = (
-        torch.stack([task.make_batch(plan, latents, whitening, step).timestep.mean() for step in steps]).mean()
-        for steps in (range(10), range(10, 20))
+        [task.make_batch(plan, latents, whitening, step) for step in steps] for steps in (range(10), range(10, 20))
     )
-    assert late > early + 0.1
-    with pytest.raises(UserError, match="time_from"):
-        task.plan_check(replace(plan, time_from=(0,)))
+    noise = [torch.stack([batch.timestep.mean() for batch in batches]).mean() for batches in (early, late)]
+    assert noise[1] > noise[0] + 0.1
+    drawn = task.draw(task.numpy_rng(0, 0, "test"), latents, 2000, 3.0)
+    share = latents.several.mean()
+    assert abs(latents.several[drawn].mean() - 3 * share / (1 + 2 * share)) < 0.04
+    for wrong in ({"phases": (1, 2)}, {"several": (1.0,)}, {"time_mean": (0.0,)}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            task.plan_check(replace(plan, **wrong))
 
 
 def test_prompts_are_dropped_at_the_stated_rate(setting):

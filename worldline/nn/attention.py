@@ -15,6 +15,21 @@ from torch.nn import functional as F
 MAX_STORED_SCORES = 1 << 20
 
 
+class Absent:
+    """Places of a padded batch where no key stands. `where`: (b, m) bool."""
+
+    def __init__(self, where: Tensor) -> None:
+        self.where = where
+        self._bias: dict[torch.dtype, Tensor] = {}
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """(b, 1, 1, m) to add to scores: -inf where absent. Made once for all the blocks of a forward pass."""
+        if dtype not in self._bias:
+            zeros = torch.zeros(self.where.shape, dtype=dtype, device=self.where.device)
+            self._bias[dtype] = zeros.masked_fill_(self.where, float("-inf"))[:, None, None]
+        return self._bias[dtype]
+
+
 class Segments:
     """Where each sample of a packed sequence begins and ends, read from the device once per forward pass.
 
@@ -26,15 +41,15 @@ class Segments:
         self.device = cu_seqlens.device
         self.bounds: list[int] = cu_seqlens.tolist()
         self.lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
-        self._padded: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
+        self._padded: dict[tuple[int, ...], tuple[Tensor, Absent | None]] = {}
 
     @cached_property
     def common_length(self) -> int | None:
         """The length of all samples where they agree, else None."""
         return self.lengths[0] if len(set(self.lengths)) == 1 else None
 
-    def padded_rows(self, samples: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Row numbers (b, longest) of the named samples and what is absent there (b, longest), or None.
+    def padded_rows(self, samples: tuple[int, ...]) -> tuple[Tensor, Absent | None]:
+        """Row numbers (b, longest) of the named samples and what is absent there, or None.
 
         Absent places repeat the sample's last row, so that they hold finite numbers.
         """
@@ -42,12 +57,12 @@ class Segments:
             starts = torch.tensor([self.bounds[i] for i in samples], device=self.device)[:, None]
             lengths = torch.tensor([self.lengths[i] for i in samples], device=self.device)[:, None]
             place = torch.arange(int(max(self.lengths[i] for i in samples)), device=self.device)[None]
-            absent = place >= lengths if len({self.lengths[i] for i in samples}) > 1 else None
+            absent = Absent(place >= lengths) if len({self.lengths[i] for i in samples}) > 1 else None
             self._padded[samples] = (starts + place.minimum(lengths - 1), absent)
         return self._padded[samples]
 
     @cached_property
-    def padding(self) -> tuple[Tensor, Tensor | None]:
+    def padding(self) -> tuple[Tensor, Absent | None]:
         """`padded_rows` of all samples."""
         return self.padded_rows(tuple(range(len(self.lengths))))
 
@@ -166,16 +181,15 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments,
     return out
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Tensor | None, scale: float) -> Tensor:
-    """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim), absent (b, m) -> (b, n, heads, dim)."""
+def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Absent | None, scale: float) -> Tensor:
+    """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim) -> (b, n, heads, dim)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, n, dim)
     # On a CPU the fused kernel's backward is five times slower than storing short scores.
     if q.device.type != "cpu" or q.shape[2] * k.shape[2] > MAX_STORED_SCORES:
-        present = None if absent is None else ~absent[:, None, None]
+        present = None if absent is None else ~absent.where[:, None, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=present, scale=scale).transpose(1, 2)
     scores = (q if scale == 1.0 else q * scale) @ k.transpose(-1, -2)  # (b, heads, n, m)
     if absent is not None:
-        bias = torch.zeros(absent.shape, dtype=q.dtype).masked_fill_(absent, float("-inf"))
-        scores = scores + bias[:, None, None]
+        scores = scores + absent.bias(q.dtype)
     weights: Tensor = _Softmax.apply(scores)  # type: ignore[no-untyped-call]
     return (weights @ v).transpose(1, 2)

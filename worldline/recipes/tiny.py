@@ -36,11 +36,12 @@ def dit() -> DiTPlan:
         frames="runs/tiny-vae/clips",
         clips=ClipsPlan(count=32_768, workers=2),
         batch=24,
-        time_mean=(0.0, 0.4, 0.0),  # the middle of the run dwells on motion, which is decided in high noise
-        time_from=(0, 3491, 11_500),
+        phases=(0, 3491, 6187, 11_500),
+        time_mean=(0.0, 0.4, 0.4, 0.0),  # the middle of the run dwells on motion, which is decided in high noise
+        several=(1.0, 1.0, 2.0, 2.0),  # a lone thing is learned first
         nothing_known=0.85,
         images=0.15,
         layout=0.5,
         optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
-        loop=LoopPlan(steps=15_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
+        loop=LoopPlan(steps=15_600, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )

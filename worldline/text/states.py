@@ -44,7 +44,7 @@ class Packing:
         rows, absent = self.segments.padded_rows(tuple(range(len(lengths))))
         self.rows = rows  # (B, L)
         self.padded = Segments(torch.arange(len(lengths) + 1, device=device) * rows.shape[1])
-        self.real = None if absent is None else (~absent).flatten().nonzero().flatten()  # (M,)
+        self.real = None if absent is None else (~absent.where).flatten().nonzero().flatten()  # (M,)
         self.places = torch.cat([torch.arange(n, device=device) for n in lengths])  # (M,) place in its sample
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -56,8 +56,9 @@ class DiTPlan:
     whitening_power: float = 0.5  # 1 gives every channel unit variance; below, channels that show more lead
     batch: int = 32
     shift: float = 3.0  # of the timesteps towards noise, in training and sampling
-    time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more,
-    time_from: tuple[int, ...] = (0,)  # below it detail; each mean holds from its step on
+    phases: tuple[int, ...] = (0,)  # steps from which the next values of the fields below hold
+    time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more
+    several: tuple[float, ...] = (1.0,)  # how often scenes of several things are drawn for one of a lone thing
     guidance_scale: float = 2.5  # the model's default when it generates
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
     nothing_known: float = 0.7  # share of samples without known latents
@@ -151,13 +152,13 @@ def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int)
     frames = latents.values.maps[0].shape[2]  # (N, C, T', H', W')
     image = rng.random() < plan.images
     rows = plan.batch * frames if image else plan.batch  # a step of images costs as much as one of clips
-    index = rng.integers(len(latents.values), size=rows)
+    phase = bisect_right(plan.phases, step) - 1
+    index = draw(rng, latents, rows, plan.several[phase])
     values = torch.from_numpy(latents.values[index]).float()
     if image:
         values = values[:, :, :1]  # the first latent frame holds the first frame alone: it is that image's latent
     clean = whitening.forward(values)
-    mean = plan.time_mean[bisect_right(plan.time_from, step) - 1]
-    times = shift(logit_normal(rows, noise, mean), plan.shift)
+    times = shift(logit_normal(rows, noise, plan.time_mean[phase]), plan.shift)
     mask = torch.stack([random_mask(rng, tuple(clean.shape[1:]), plan.nothing_known) for _ in range(rows)])
     prompts = [prompt_of(plan, latents.scenes[i], rng) for i in index]
     batch = assemble(plan, clean, times, mask, prompts, noise)
@@ -165,6 +166,14 @@ def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int)
         return batch
     layouts = torch.from_numpy(latents.layouts[index])[:, :, : clean.shape[2]].float() / 255
     return replace(batch, layout=patchify(layouts, plan.config.patch)[0], lesson=plan.layout)
+
+
+def draw(rng: np.random.Generator, latents: Latents, rows: int, several: float) -> np.ndarray:
+    """Numbers of `rows` clips; a clip of several things comes `several` times as often as one of a lone thing."""
+    if several == 1.0:
+        return rng.integers(len(latents.values), size=rows)
+    weights = np.where(latents.several, several, 1.0).cumsum()
+    return np.searchsorted(weights, rng.random(rows) * weights[-1], side="right")
 
 
 def prompt_of(plan: DiTPlan, scene: str, rng: np.random.Generator) -> str:
@@ -304,9 +313,12 @@ def plan_check(plan: DiTPlan) -> None:
     for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
         if value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
-    starts = plan.time_from
-    if len(plan.time_mean) != len(starts) or starts[:1] != (0,) or list(starts) != sorted(starts):
-        raise UserError(f"time_from: {starts} must be one step for each of time_mean, rising from 0")
+    phases = plan.phases
+    if phases[:1] != (0,) or list(phases) != sorted(phases):
+        raise UserError(f"phases: {phases} must be steps that rise from 0")
+    for name, values in (("time_mean", plan.time_mean), ("several", plan.several)):
+        if len(values) != len(phases):
+            raise UserError(f"{name}: {values} must hold one value for each of phases={phases}")
     if len(plan.styles) != 3 or min(plan.styles) < 0 or sum(plan.styles) <= 0:
         raise UserError(f"styles: {plan.styles} must be three shares, for example 0.25,0.55,0.2")
 

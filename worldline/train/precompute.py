@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,11 @@ class Latents:
     scenes: list[str]  # Scene.to_json() per row; empty scenes are never stored
     mean: torch.Tensor  # (C,)
     std: torch.Tensor  # (C,)
+
+    @cached_property
+    def several(self) -> np.ndarray:
+        """(N,) bool: scenes of more than one thing."""
+        return np.array([Scene.from_json(scene).count > 1 for scene in self.scenes])
 
 
 def cache_latents(
