@@ -43,5 +43,5 @@ def dit() -> DiTPlan:
         images=0.15,
         layout=0.5,
         optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
-        loop=LoopPlan(steps=15_600, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
+        loop=LoopPlan(steps=15_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )
