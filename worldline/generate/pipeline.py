@@ -102,9 +102,10 @@ class Pipeline:
         `image`: uint8 (H, W, 3), kept as the first frame. `frames=1` makes a picture. `progress(done, total)`
         is called after every step. Raises UserError for any value that cannot be.
         """
-        given = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale}
-        given |= {"guidance_rescale": guidance_rescale, "guidance_interval": guidance_interval, "sampler": sampler}
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler}
+        given |= {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+        given |= {"guidance_interval": guidance_interval}
+        chosen = {name: value for name, value in given.items() if value is not None}
         rate = self.defaults.fps if fps is None else read_fps(fps)
         chosen |= {"fps": rate, "frames": frames_of(seconds, frames, rate, self.defaults.frames)}
         chosen |= {"negative_prompt": negative_prompt, "seed": seed, "num_videos": num_videos}
