@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worldline.errors import UserError
+from worldline.nn.attention import attention
 from worldline.nn.layers import RowIndex, add_gated, modulate, rms_normalise, sinusoids
 from worldline.nn.rope import Rope, normalise_rotate, rope_tables
 
@@ -128,3 +129,20 @@ def test_queries_and_keys_against_the_equation_and_its_gradient() -> None:
 def test_odd_axes_are_refused() -> None:
     with pytest.raises(UserError, match="rope_axes"):
         rope_tables(grid(), (3, 7, 6), 100.0, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_gradients_the_bits_are_the_same(dtype: torch.dtype) -> None:
+    """The hand-written Functions are skipped where nothing is to be differentiated."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 3 * 2, 8, generator=generator).to(dtype)
+    rope = rope_tables(torch.arange(20)[:, None].expand(-1, 3), (4, 2, 2), 100.0, dtype)
+    gain = torch.rand(2, 8, generator=generator).to(dtype)
+
+    def all_three() -> list[torch.Tensor]:
+        q, k, v = normalise_rotate(x, gain, rope)
+        return [rms_normalise(x), q, k, attention(q, k, v, torch.tensor([0, 7, 20]))]
+
+    with torch.no_grad():
+        plain = all_three()
+    assert all(torch.equal(a, b) for a, b in zip(plain, all_three(), strict=True))

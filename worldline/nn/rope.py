@@ -48,6 +48,20 @@ def _turn(x: Tensor) -> Tensor:
     return x.roll(x.shape[-1] // 2, -1)
 
 
+def _rotated(
+    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    """q, k, v as `normalise_rotate` gives them, and what the backward needs."""
+    rows, heads, dim = len(qkv), qkv.shape[1] // 3, qkv.shape[2]
+    x = qkv[:, : 2 * heads].unflatten(1, (2, heads))  # (N, 2, heads, D)
+    scale = inverse_rms(x, eps)  # (N, 2, heads, 1)
+    y = x * scale
+    c = cos[:, None] * gain[:, None]  # (N, 2, 1, D)
+    s = sin[:, None] * _turn(gain)[:, None]  # (N, 2, 1, D)
+    q, k = torch.addcmul(y * c, _turn(y), s).unbind(1)
+    return (q, k, qkv.view(rows, 3, heads, dim)[:, 2]), (y, scale, c, s)
+
+
 class _NormaliseRotate(Function):
     """Queries and keys out of one projection, normalised, gained and rotated; the values pass through.
 
@@ -57,15 +71,9 @@ class _NormaliseRotate(Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, ...]:
-        rows, heads, dim = len(qkv), qkv.shape[1] // 3, qkv.shape[2]
-        x = qkv[:, : 2 * heads].unflatten(1, (2, heads))  # (N, 2, heads, D)
-        scale = inverse_rms(x, eps)  # (N, 2, heads, 1)
-        y = x * scale
-        c = cos[:, None] * gain[:, None]  # (N, 2, 1, D)
-        s = sin[:, None] * _turn(gain)[:, None]  # (N, 2, 1, D)
-        q, k = torch.addcmul(y * c, _turn(y), s).unbind(1)
-        ctx.save_for_backward(gain, y, scale, c, s)
-        return q, k, qkv.view(rows, 3, heads, dim)[:, 2]
+        out, saved = _rotated(qkv, gain, cos, sin, eps)
+        ctx.save_for_backward(gain, *saved)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -96,5 +104,7 @@ def normalise_rotate(qkv: Tensor, gain: Tensor, rope: Rope, eps: float = 1e-6) -
     Returns:
         q, k, v: (N, heads, head_dim) each.
     """
+    if not torch.is_grad_enabled():
+        return _rotated(qkv, gain, rope.cos, rope.sin, eps)[0]
     q, k, v = _NormaliseRotate.apply(qkv, gain, rope.cos, rope.sin, eps)  # type: ignore[no-untyped-call]
     return q, k, v
