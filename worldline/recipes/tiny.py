@@ -42,6 +42,8 @@ def dit() -> DiTPlan:
         nothing_known=0.85,
         images=0.15,
         layout=0.5,
+        guidance_scale=3.0,
+        sampling_steps=30,
         optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
         loop=LoopPlan(steps=15_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )

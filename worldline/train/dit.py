@@ -59,7 +59,8 @@ class DiTPlan:
     phases: tuple[int, ...] = (0,)  # steps from which the next values of the fields below hold
     time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more
     several: tuple[float, ...] = (1.0,)  # how often scenes of several things are drawn for one of a lone thing
-    guidance_scale: float = 2.5  # the model's default when it generates
+    guidance_scale: float = 2.5  # with the next, the model's defaults when it generates
+    sampling_steps: int = 20
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
     nothing_known: float = 0.7  # share of samples without known latents
     images: float = 0.05  # share of steps that show single frames only
@@ -248,7 +249,7 @@ def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening
     whole = copy.deepcopy(model).float().cpu().eval()
     shape = plan.clips
     defaults = {"width": shape.width, "height": shape.height, "frames": shape.frames, "fps": shape.fps}
-    defaults["guidance_scale"] = plan.guidance_scale
+    defaults |= {"guidance_scale": plan.guidance_scale, "steps": plan.sampling_steps}
     return Parts(vae.cpu(), whole.dit, whole.text, whitening, SchedulerConfig(shift=plan.shift), defaults)
 
 

@@ -123,9 +123,9 @@ def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int) 
 def vae_loss(plan: VAEPlan, vae: VideoVAE, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss of `vae.losses`, squared error alone at first, L1 and edges from `plan.sharpen_from` on."""
     weight = next(vae.parameters())
-    sharpen = batch.done >= plan.sharpen_from
-    weights = LossWeights(l1=plan.l1 if sharpen else 0.0, edge=plan.edge if sharpen else 0.0)
-    weights = replace(weights, kl=plan.kl, noise=plan.noise)
+    weights = LossWeights(kl=plan.kl, noise=plan.noise)
+    if batch.done >= plan.sharpen_from:
+        weights = replace(weights, l1=plan.l1, edge=plan.edge)
     return weighted_loss(vae, batch.pixels.to(weight.device, weight.dtype), weights, batch.noise)
 
 

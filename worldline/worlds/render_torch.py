@@ -19,6 +19,7 @@ from worldline.worlds.scene import SKIES, Scene
 
 NOTHING = -1.0  # shape code of a row that fills up a frame with fewer bodies than others
 INF = float("inf")
+Vector = tuple[Tensor, Tensor, Tensor]  # x, y, z, each broadcasting to (X, Y)
 Hit = tuple[Tensor, Tensor, Tensor, Tensor]  # distance (inf where missed) and normal, each (X, Y)
 
 
@@ -90,20 +91,19 @@ def _shade(u: Tensor, v: Tensor, world: _World, half: float) -> tuple[Tensor, Te
     focal = focal[:, :1]
     ray = forward * focal + right * u[:, None] + up * v[:, None]  # (X, 3, Y)
     ray = ray * torch.rsqrt(ray.square().sum(1, keepdim=True))
-    dx, dy, dz = ray.unbind(1)  # (X, Y) each
-    ox, oy, oz = (origin[:, i] for i in range(3))  # (X, 1)
+    o, d = _vector(origin), _vector(ray)  # of (X, 1) and of (X, Y)
+    dx, dy, dz = d
     best = torch.full_like(dx, INF)
     normal = [torch.zeros_like(dx), torch.ones_like(dx), torch.zeros_like(dx)]
     seen = torch.full(dx.shape, -1, dtype=torch.long, device=dx.device)
     for i in range(world.bodies.shape[1]):
-        distance, *facing = _hit(world.bodies[:, i], ox, oy, oz, dx, dy, dz)
+        distance, *facing = _hit(world.bodies[:, i], o, d)
         nearer = distance < best
         best = torch.where(nearer, distance, best)
         normal = [torch.where(nearer, new, old) for new, old in zip(facing, normal, strict=True)]
         seen = torch.where(nearer, i, seen)
-    light = world.light.unbind(1)
-    light = tuple(value[:, None] for value in light)
-    ground = _ground(world, light, ox, oy, oz, dx, dy, dz, 1.0 / (half * focal[:, :, 0]))
+    light = _vector(world.light[..., None])
+    ground = _ground(world, light, o, d, 1.0 / (half * focal[:, :, 0]))
     above = world.sky[:, None] * (1.0 - 0.35 * dy.clamp(0, 1))[..., None]
     rgb = torch.where((dy < -1e-4)[..., None], ground, above)
     nx, ny, nz = normal
@@ -118,18 +118,15 @@ def _shade(u: Tensor, v: Tensor, world: _World, half: float) -> tuple[Tensor, Te
     return torch.where(hit[..., None], surface, rgb), torch.where(hit, body[..., 11], 0.0)
 
 
-def _ground(
-    world: _World,
-    light: Sequence[Tensor],
-    ox: Tensor,
-    oy: Tensor,
-    oz: Tensor,
-    dx: Tensor,
-    dy: Tensor,
-    dz: Tensor,
-    pixel: Tensor,
-) -> Tensor:
+def _vector(values: Tensor) -> Vector:
+    """(X, 3, Y) as its three coordinates."""
+    x, y, z = values.unbind(1)
+    return x, y, z
+
+
+def _ground(world: _World, light: Vector, o: Vector, d: Vector, pixel: Tensor) -> Tensor:
     """Colour (X, Y, 3) of the floor under each ray, fading into the sky; meaningless where a ray goes up."""
+    (ox, oy, oz), (dx, dy, dz) = o, d
     down = dy.clamp_max(-1e-4)
     t = -oy / down
     x, z = ox + t * dx, oz + t * dz
@@ -144,8 +141,8 @@ def _ground(
         along = (sx * light[0] + sz * light[2]) / flat
         across = (sx * sx + sz * sz - along * along).clamp_min(0).sqrt()
         wide = (body[4] * (1.0 + 0.15 * height)).clamp_min(1e-9)
-        d = ((across / wide) ** 2 + (along / (1.35 * wide)) ** 2).sqrt()
-        shadow = 1.0 - 0.48 / (1.0 + 0.5 * height) / (1.0 + d**6)
+        aside = ((across / wide) ** 2 + (along / (1.35 * wide)) ** 2).sqrt()
+        shadow = 1.0 - 0.48 / (1.0 + 0.5 * height) / (1.0 + aside**6)
         gap = ((x - body[1]) ** 2 + (z - body[3]) ** 2).sqrt() / body[4].clamp_min(0.2)
         contact = 1.0 - 0.35 * torch.exp(-2.5 * height) / (1.0 + gap**6)
         shade = torch.where(body[0] == NOTHING, shade, shade * shadow * contact)
@@ -175,15 +172,17 @@ def _wave(value: Tensor, blur: Tensor) -> Tensor:
     return side * (edge / blur.clamp_min(1e-6)).clamp_max(1) * (1.0 - blur).clamp_min(0)
 
 
-def _hit(body: Tensor, ox: Tensor, oy: Tensor, oz: Tensor, dx: Tensor, dy: Tensor, dz: Tensor) -> Hit:
+def _hit(body: Tensor, o: Vector, d: Vector) -> Hit:
     """Nearest hit of rays (X, Y) with one body of each row (X, 12); normals in world axes."""
+    dx, dy, dz = d
     code, bx, by, bz, rx, ry, rz, yaw = (value[:, None] for value in body[:, :8].unbind(1))  # (X, 1)
-    px, py, pz = ox - bx, oy - by, oz - bz
+    px, py, pz = o[0] - bx, o[1] - by, o[2] - bz
+    p = (px, py, pz)
     b = px * dx + py * dy + pz * dz
     c = px * px + py * py + pz * pz
     near = (b * b - c + rx * rx + ry * ry + rz * rz >= 0) & (code != NOTHING)
-    ball = _hit_ball(px, py, pz, dx, dy, dz, rx, b, c)
-    tall = _hit_round(code == 3, px, py, pz, dx, dy, dz, rx, ry)
+    ball = _hit_ball(p, d, rx, b, c)
+    tall = _hit_round(code == 3, p, d, rx, ry)
     cy, sy = torch.cos(yaw), torch.sin(yaw)
     t, nx, ny, nz = _hit_box(
         (cy * px - sy * pz, py, sy * px + cy * pz), (cy * dx - sy * dz, dy, sy * dx + cy * dz), (rx, ry, rz)
@@ -197,18 +196,18 @@ def _hit(body: Tensor, ox: Tensor, oy: Tensor, oz: Tensor, dx: Tensor, dy: Tenso
     return torch.where(near, chosen[0], INF), chosen[1], chosen[2], chosen[3]
 
 
-def _hit_ball(
-    px: Tensor, py: Tensor, pz: Tensor, dx: Tensor, dy: Tensor, dz: Tensor, r: Tensor, b: Tensor, c: Tensor
-) -> Hit:
+def _hit_ball(p: Vector, d: Vector, r: Tensor, b: Tensor, c: Tensor) -> Hit:
+    """b and c: p . d and p . p."""
     disc = b * b - c + r * r
     t = -b - disc.clamp_min(0).sqrt()
     t = torch.where((disc >= 0) & (t >= 1e-6), t, INF)
     at = torch.where(t < INF, t, 0.0)
     safe = r.clamp_min(1e-9)
-    return t, (px + at * dx) / safe, (py + at * dy) / safe, (pz + at * dz) / safe
+    x, y, z = ((start + at * step) / safe for start, step in zip(p, d, strict=True))
+    return t, x, y, z
 
 
-def _hit_box(o: Sequence[Tensor], d: Sequence[Tensor], h: Sequence[Tensor]) -> Hit:
+def _hit_box(o: Vector, d: Vector, h: Vector) -> Hit:
     """Slab test in the box's frame."""
     near = torch.full_like(d[0], -1e30)
     far = torch.full_like(d[0], 1e30)
@@ -231,18 +230,9 @@ def _hit_box(o: Sequence[Tensor], d: Sequence[Tensor], h: Sequence[Tensor]) -> H
     return t, normal[0], normal[1], normal[2]
 
 
-def _hit_round(
-    cone: Tensor,
-    ox: Tensor,
-    oy: Tensor,
-    oz: Tensor,
-    dx: Tensor,
-    dy: Tensor,
-    dz: Tensor,
-    radius: Tensor,
-    half: Tensor,
-) -> Hit:
+def _hit_round(cone: Tensor, o: Vector, d: Vector, radius: Tensor, half: Tensor) -> Hit:
     """Upright cylinder, or cone with its tip up: quadric side plus flat caps. cone (X, 1) says which."""
+    (ox, oy, oz), (dx, dy, dz) = o, d
     slope = torch.where(cone, radius / (2 * half).clamp_min(1e-9), 0.0)  # radius lost per unit of height
     top = half - oy
     a = dx * dx + dz * dz - slope * slope * dy * dy
