@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from worldline.diffusion.timesteps import unshift
 from worldline.dit.model import DiTConfig
+from worldline.dit.patchify import patchify
 from worldline.errors import UserError
 from worldline.text import WordConfig
 from worldline.train import dit as task
@@ -49,7 +51,7 @@ def test_batches_are_pure(setting):
     plan, latents, whitening = setting
     kinds = set()
     for step in range(20):
-        one, two = (task.make_batch(plan, latents, whitening, step) for _ in range(2))
+        one, two = (task.make_batch(plan, [latents], whitening, step) for _ in range(2))
         assert one.prompts == two.prompts
         for name in ("noisy", "target", "timestep", "known", "mask", "coords", "cu_seqlens"):
             assert torch.equal(getattr(one, name), getattr(two, name))
@@ -59,15 +61,15 @@ def test_batches_are_pure(setting):
 
 def test_known_cells_are_clean_and_cost_nothing(setting):
     plan, _, _ = setting
-    clean = torch.randn(2, 16, 3, 4, 4)
-    mask = torch.zeros(2, 1, 3, 4, 4)
-    mask[0, :, :1] = 1
-    batch = task.assemble(plan, clean, torch.tensor([0.9, 0.5]), mask, ["a", "b"], torch_rng(0, 0, "test"))
+    samples = [task.Sample(torch.randn(16, 3, 4, 4), torch.zeros(1, 3, 4, 4), range(3)) for _ in range(2)]
+    samples[0].mask[:, :1] = 1
+    times = unshift(torch.tensor([0.9, 0.5]), plan.shift)
+    batch = task.assemble(plan, samples, times, ["a", "b"], torch_rng(0, 0, "test"))
     known = batch.mask.amin(-1) > 0
     assert known.sum() == 4
     assert torch.equal(batch.noisy[known], batch.known[known])
     assert (batch.timestep[known] == 0).all()
-    assert set(batch.timestep[~known].tolist()) == {float(torch.tensor(0.9)), 0.5}
+    torch.testing.assert_close(batch.timestep[~known].unique(), torch.tensor([0.5, 0.9]))
     answer = torch.where(known[:, None], 1e6, batch.target)  # wrong only where known
 
     class Oracle(torch.nn.Module):
@@ -79,9 +81,12 @@ def test_known_cells_are_clean_and_cost_nothing(setting):
 
 def test_velocity_leads_from_noise_to_data(setting):
     plan, _, _ = setting
-    clean = torch.randn(1, 16, 3, 4, 4)
-    batch = task.assemble(plan, clean, torch.tensor([0.7]), torch.zeros(1, 1, 3, 4, 4), [""], torch_rng(0, 0, "test"))
-    tokens, _ = task.patchify(clean, SMALL.patch)
+    clean = torch.randn(16, 3, 4, 4)
+    times = unshift(torch.tensor([0.7]), plan.shift)
+    batch = task.assemble(
+        plan, [task.Sample(clean, torch.zeros(1, 3, 4, 4), range(3))], times, [""], torch_rng(0, 0, "test")
+    )
+    tokens, _ = patchify(clean, SMALL.patch)
     torch.testing.assert_close(batch.noisy - 0.7 * batch.target, tokens, rtol=1e-5, atol=1e-5)
 
 
@@ -89,30 +94,64 @@ def test_the_layout_is_taught_where_asked(setting):
     plan, latents, whitening = setting
     plan = replace(plan, layout=2.0)
     model = task.build(plan)
-    first = task.make_batch(plan, latents, whitening, 0)
+    first = task.make_batch(plan, [latents], whitening, 0)
     assert first.layout.shape == (len(first.noisy), 12 * plan.config.cells)
     assert 0 < first.layout.max() <= 1
     loss, terms = task.flow_loss(model, first, CPU)
     torch.testing.assert_close(loss, terms["flow"] + 2 * terms["layout"])
     loss.backward()
     assert float(model.layout.out.weight.grad.abs().sum()) > 0
-    assert task.make_batch(replace(plan, layout=0.0), latents, whitening, 0).layout is None
+    assert task.make_batch(replace(plan, layout=0.0), [latents], whitening, 0).layout is None
 
 
 def test_phases_move_the_timesteps_and_the_scenes(setting):
     plan, latents, whitening = setting
     plan = replace(plan, phases=(0, 10), time_mean=(0.0, 3.0), several=(1.0, 50.0))
     early, late = (
-        [task.make_batch(plan, latents, whitening, step) for step in steps] for steps in (range(10), range(10, 20))
+        [task.make_batch(plan, [latents], whitening, step) for step in steps] for steps in (range(10), range(10, 20))
     )
     noise = [torch.stack([batch.timestep.mean() for batch in batches]).mean() for batches in (early, late)]
     assert noise[1] > noise[0] + 0.1
     drawn = task.draw(task.numpy_rng(0, 0, "test"), latents, 2000, 3.0)
     share = latents.several.mean()
     assert abs(latents.several[drawn].mean() - 3 * share / (1 + 2 * share)) < 0.04
-    for wrong in ({"phases": (1, 2)}, {"several": (1.0,)}, {"time_mean": (0.0,)}):
+    for wrong in ({"phases": (1, 2)}, {"several": (1.0,)}, {"time_mean": (0.0,)}, {"shares": (1.0, 2.0)}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             task.plan_check(replace(plan, **wrong))
+
+
+def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
+    plan, latents, whitening = setting
+    plan = replace(
+        plan, shapes=("48x32x5", "32x32x65/4"), shares=(0.4, 0.3, 0.3), shape_clips=12, batch=8, base_tokens=12
+    )
+    vae = task.load_vae(plan.vae)
+    caches = [latents] + [
+        cache_latents(clips, vae, "x", tmp_path / str(i), None, print)
+        for i, clips in enumerate(task.shapes_of(plan).values())
+    ]
+    lengths = set()
+    for step in range(20):
+        batch = task.make_batch(plan, caches, whitening, step)
+        assert len(batch.noisy) <= 8 * 12 == 96
+        sizes = batch.cu_seqlens.diff().tolist()
+        lengths |= set(sizes)
+        changes = sum(a != b for a, b in zip(sizes, sizes[1:], strict=False))
+        assert changes < len(set(sizes))  # equal sizes lie side by side
+        assert len(batch.noisy) > 96 - 16
+    assert lengths == {12, 16, 4, 6}  # clips of 3x2x2 and 2x2x3 tokens (also 12), 4 frames of 2x2, images of both sizes
+    farthest = max(int(task.make_batch(plan, caches, whitening, step).coords[:, 0].max()) for step in range(20))
+    assert farthest > 4
+
+
+def test_larger_samples_are_noised_more(setting):
+    plan, _, _ = setting
+    plan = replace(plan, base_tokens=4)
+    samples = [task.Sample(torch.zeros(16, t, 4, 4), torch.zeros(1, t, 4, 4), range(t)) for t in (1, 4)]
+    batch = task.assemble(plan, samples, torch.tensor([0.5, 0.5]), ["", ""], torch_rng(0, 0, "test"))
+    small, large = (float(x) for x in batch.timestep.unique())
+    assert small == pytest.approx(3 / 4)
+    assert large == pytest.approx(6 / 7)  # four times the tokens, twice the shift
 
 
 def test_prompts_are_dropped_at_the_stated_rate(setting):
@@ -126,7 +165,7 @@ def test_the_text_encoder_learns_through_the_velocity(setting):
     plan, latents, whitening = setting
     model = task.build(plan)
     torch.nn.init.normal_(model.dit.head.weight, std=0.1)  # it starts at zero, where no gradient passes
-    loss, _ = task.flow_loss(model, task.make_batch(plan, latents, whitening, 1), CPU)
+    loss, _ = task.flow_loss(model, task.make_batch(plan, [latents], whitening, 1), CPU)
     loss.backward()
     assert float(model.text.word.weight.grad.abs().sum()) > 0
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from worldline.train.layout import CLASSES, LayoutHead, layout_loss, layout_of
+from worldline.train.precompute import frames_of_times
 from worldline.worlds.render import render
 from worldline.worlds.scene import Scene, Thing
 
@@ -11,7 +12,7 @@ from worldline.worlds.scene import Scene, Thing
 def test_shares_count_the_pixels_of_each_class():
     scene = Scene((Thing("ball", "red", "large", x=-0.7), Thing("cube", "red", "small", x=0.8)))
     clip = render(scene, 9, 64, 64, 16.0)
-    layout = layout_of(scene, clip.ids, 4, 8)
+    layout = layout_of(scene, clip.ids[frames_of_times(range(3))], 8)
     assert layout.shape == (12, 3, 8, 8)
     pixels = {name: layout[CLASSES.index(name)].astype(float).sum((1, 2)) / 255 * 64 for name in CLASSES}
     for group, frames in enumerate((slice(0, 1), slice(1, 5), slice(5, 9))):
@@ -25,7 +26,7 @@ def test_shares_count_the_pixels_of_each_class():
 def test_a_screen_is_no_thing():
     scene = Scene((Thing("cube", "blue", "small", "right", "fast", x=-1.5, z=-0.7),), event="hide")
     clip = render(scene, 17, 64, 64, 16.0)
-    layout = layout_of(scene, clip.ids, 4, 8)
+    layout = layout_of(scene, clip.ids[frames_of_times(range(5))], 8)
     assert (clip.ids == 255).any()
     assert layout[CLASSES.index("cube")].sum() == layout[CLASSES.index("blue")].sum() > 0
     assert np.count_nonzero(layout.sum((1, 2, 3))) == 2

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from worldline import __version__
 from worldline.checkpoints import layout
 from worldline.checkpoints.layout import CONFIG_NAMES, INDEX, PIPELINE_CLASS, WEIGHT_STEMS, model_hash
+from worldline.diffusion.timesteps import resolution_shift
 from worldline.dit.model import DiT, DiTConfig
 from worldline.errors import UserError
 from worldline.text import TextEncoder, encoder_config, from_config
@@ -37,10 +38,18 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """How the model was noised, hence how it is sampled: rectified flow whose timesteps are moved by `shift`."""
+    """How the model was noised, hence how it is sampled: rectified flow whose timesteps are moved by `shift`.
+
+    Where `base_tokens` is not 0, `shift` is that of a video of so many tokens and others are moved more or less.
+    """
 
     prediction_type: str = "velocity"
     shift: float = 3.0
+    base_tokens: int = 0
+
+    def shift_at(self, tokens: int) -> float:
+        """Shift of the timesteps of a video of `tokens` tokens."""
+        return resolution_shift(tokens, self.base_tokens, self.shift) if self.base_tokens else self.shift
 
 
 @dataclass(frozen=True)

@@ -65,33 +65,65 @@ def first_frame(latent: Tensor, frames: int) -> Conditions:
     return known_frames({0: latent}, (channels, frames, h, w))
 
 
-def random_mask(rng: np.random.Generator, shape: Sequence[int], nothing: float = 0.7) -> Tensor:
-    """A mask (1, T, H, W) as training meets them; `nothing` is the share of samples with nothing known.
+def random_mask(rng: np.random.Generator, shape: Sequence[int], nothing: float = 0.7, free: bool = True) -> Tensor:
+    """A mask (1, T, H, W) as training meets them, one for every task of editing.
 
-    The rest: the first frame (half of them, for image to video), several first frames, the last frame, first
-    and last, every n-th, or all but a box. An image (T = 1) knows either nothing or all but a box.
+    `nothing`: share of samples of which nothing is known. The rest know frames, a region, or both: see `KINDS`.
+    An image (T = 1) knows either nothing or a region. Unless `free` the sample is a piece of something longer, and
+    at least one of its frames is known.
     """
     _, t, h, w = shape
     mask = torch.zeros(1, t, h, w)
-    if rng.random() < nothing:
+    if free and rng.random() < nothing:
         return mask
-    kind = rng.choice(["first", "several", "last", "ends", "every", "box"], p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
-    if t == 1 or kind == "box":
-        height, width = rng.integers(1, h + 1), rng.integers(1, w + 1)
-        top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
-        mask.fill_(1.0)
-        mask[:, :, top : top + height, left : left + width] = 0
-    elif kind == "first":
-        mask[:, :1] = 1
-    elif kind == "several":
-        mask[:, : rng.integers(1, t)] = 1
-    elif kind == "last":
-        mask[:, -1:] = 1
-    elif kind == "ends" and t > 2:
-        mask[:, :1] = mask[:, -1:] = 1
-    else:
-        mask[:, :: rng.integers(2, max(t, 3))] = 1
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    if t > 1 and (kind != "region" or not free):
+        mask[:, _known_times(rng, t, kind)] = 1
+    if t == 1 or kind in ("region", "both"):
+        mask = mask.maximum(_region(rng, h, w))
     return mask
+
+
+KINDS = {  # what is known, and how often
+    "first": 0.35,  # an image comes to life
+    "start": 0.15,  # a video goes on
+    "end": 0.1,  # what came before
+    "ends": 0.15,  # interpolation, loops, joins, the gaps between key frames
+    "every": 0.05,  # frames between frames
+    "some": 0.05,  # any frames
+    "region": 0.1,  # inpainting and outpainting
+    "both": 0.05,
+}
+
+
+def _known_times(rng: np.random.Generator, t: int, kind: str) -> np.ndarray:
+    """(t,) bool, at least one of them and not all."""
+    known = np.zeros(t, bool)
+    some = int(rng.integers(1, t))
+    if kind in ("first", "both", "region"):
+        known[0] = True
+    elif kind == "start":
+        known[:some] = True
+    elif kind == "end":
+        known[-some:] = True
+    elif kind == "ends":
+        before = int(rng.integers(1, max(2, t // 2)))
+        known[:before] = True
+        known[t - int(rng.integers(1, max(2, t - before))) :] = t > 2
+    elif kind == "every":
+        known[:: int(rng.integers(2, max(t, 3)))] = True
+    else:
+        known[rng.choice(t, some, replace=False)] = True
+    return known
+
+
+def _region(rng: np.random.Generator, h: int, w: int) -> Tensor:
+    """(h, w): a box is known (outpainting), or all but a box (inpainting)."""
+    height, width = rng.integers(1, h + 1), rng.integers(1, w + 1)
+    top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
+    box = torch.zeros(h, w)
+    box[top : top + height, left : left + width] = 1
+    return box if rng.random() < 0.5 and box.min() == 0 else 1 - box
 
 
 def per_channel(mask: Tensor, width: int) -> Tensor:

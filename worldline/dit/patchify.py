@@ -19,6 +19,7 @@ class Packed:
     """Many samples in one sequence.
 
     tokens (N, D); coords (N, 3) integer (t, h, w) in tokens; cu_seqlens (B+1,); shapes: each sample's (C, T, H, W).
+    Where latent frames are not neighbours, t tells how far apart they are.
     """
 
     tokens: Tensor
@@ -71,11 +72,17 @@ def unpatchify(tokens: Tensor, shape: Sequence[int], patch: Patch) -> Tensor:
     return x if len(shape) == 5 else x[0]
 
 
-def pack(samples: Sequence[Tensor], patch: Patch) -> Packed:
-    """Patchify latents (C, T, H, W) of any sizes and lay them one after the other."""
+def pack(samples: Sequence[Tensor], patch: Patch, times: Sequence[Sequence[int]] | None = None) -> Packed:
+    """Patchify latents (C, T, H, W) of any sizes and lay them one after the other.
+
+    `times`: for every sample the numbers of its T latent frames, 0 to T - 1 unless given.
+    """
     if not samples:
         raise UserError("samples: nothing to pack; give at least one")
     parts = [patchify(sample, patch) for sample in samples]
+    for (_, coords), frames in zip(parts, times or (), strict=bool(times)):
+        numbers = torch.as_tensor(frames, device=coords.device)[:: patch[0]] // patch[0]
+        coords[:, 0] = numbers[coords[:, 0]]
     lengths = torch.tensor([0] + [len(tokens) for tokens, _ in parts], device=samples[0].device)
     return Packed(
         tokens=torch.cat([tokens for tokens, _ in parts]),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,43 +40,35 @@ class Segments:
         self.device = cu_seqlens.device
         self.bounds: list[int] = cu_seqlens.tolist()
         self.lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
-        self._padded: dict[tuple[int, ...], tuple[Tensor, Absent | None]] = {}
+        self._padding: dict[tuple[int, int], tuple[Tensor, Tensor, Absent]] = {}
 
-    @cached_property
-    def common_length(self) -> int | None:
-        """The length of all samples where they agree, else None."""
-        return self.lengths[0] if len(set(self.lengths)) == 1 else None
+    def split(self, x: Tensor, runs: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
+        """Rows (N, ...) cut into those of each run (first, stop) of samples; the runs follow each other."""
+        return x.split([self.bounds[stop] - self.bounds[first] for first, stop in runs]) if len(runs) > 1 else (x,)
 
-    def padded_rows(self, samples: tuple[int, ...]) -> tuple[Tensor, Absent | None]:
-        """Row numbers (b, longest) of the named samples and what is absent there, or None.
+    def batch(self, x: Tensor, first: int, stop: int) -> tuple[Tensor, Absent | None]:
+        """Rows (n, ...) of the samples first, ..., stop - 1 as one batch (b, longest, ...), and what is absent there.
 
-        Absent places repeat the sample's last row, so that they hold finite numbers.
+        Absent places repeat the sample's last row, so that they hold finite numbers; they must not reach the loss.
         """
-        if samples not in self._padded:
-            starts = torch.tensor([self.bounds[i] for i in samples], device=self.device)[:, None]
-            lengths = torch.tensor([self.lengths[i] for i in samples], device=self.device)[:, None]
-            place = torch.arange(int(max(self.lengths[i] for i in samples)), device=self.device)[None]
-            absent = Absent(place >= lengths) if len({self.lengths[i] for i in samples}) > 1 else None
-            self._padded[samples] = (starts + place.minimum(lengths - 1), absent)
-        return self._padded[samples]
+        lengths = self.lengths[first:stop]
+        if len(set(lengths)) == 1:
+            return x.unflatten(0, (stop - first, lengths[0])), None
+        where, back, absent = self.padding(first, stop)
+        rows: Tensor = _PadRows.apply(x, where.flatten(), back)  # type: ignore[no-untyped-call]
+        return rows.unflatten(0, where.shape), absent
 
-    @cached_property
-    def padding(self) -> tuple[Tensor, Absent | None]:
-        """`padded_rows` of all samples."""
-        return self.padded_rows(tuple(range(len(self.lengths))))
-
-    @cached_property
-    def _places(self) -> Tensor:
-        """(N,) where each row stands among the flattened padded rows."""
-        longest = max(self.lengths)
-        places = [torch.arange(n, device=self.device) + i * longest for i, n in enumerate(self.lengths)]
-        return torch.cat(places)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Rows (N, ...) of all samples as one batch (B, longest, ...). Absent rows must not reach the loss."""
-        where, _ = self.padding
-        rows: Tensor = _PadRows.apply(x, where.flatten(), self._places)  # type: ignore[no-untyped-call]
-        return rows.unflatten(0, where.shape)
+    def padding(self, first: int, stop: int) -> tuple[Tensor, Tensor, Absent]:
+        """Row numbers (b, longest) of those samples, counted from their first; where each row stands among them
+        (n,); and what is absent."""
+        if (first, stop) not in self._padding:
+            bounds = torch.tensor(self.bounds[first : stop + 1], device=self.device) - self.bounds[first]
+            count = bounds.diff()[:, None]
+            place = torch.arange(max(self.lengths[first:stop]), device=self.device)[None]
+            present = place < count
+            where = bounds[:-1, None] + place.minimum(count - 1)
+            self._padding[first, stop] = where, present.flatten().nonzero()[:, 0], Absent(~present)
+        return self._padding[first, stop]
 
 
 class _PadRows(Function):
@@ -145,7 +136,8 @@ def attention(
 ) -> Tensor:
     """Attention inside each sample of a packed sequence.
 
-    Samples of equal query length run as one batch; keys of unequal length are padded inside it and masked.
+    Neighbours of equal query length run as one batch, so samples of one size should lie side by side; keys of
+    unequal length are padded inside it and masked.
 
     Args:
         q: (N, heads, dim) queries of all samples.
@@ -160,30 +152,26 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries = as_segments(cu_q)
     keys = queries if cu_k is None else as_segments(cu_k)
-    lq, lk = queries.common_length, keys.common_length
-    if lq and lk:
-        batch = len(queries.lengths)
-        rows_q, rows_k = (batch, lq), (batch, lk)
-        return _dense(q.unflatten(0, rows_q), k.unflatten(0, rows_k), v.unflatten(0, rows_k), None, scale).flatten(0, 1)
-    if lq and min(keys.lengths) > 0:
-        k, v = keys.pad(k), keys.pad(v)
-        return _dense(q.unflatten(0, (len(k), lq)), k, v, keys.padding[1], scale).flatten(0, 1)
-    return _grouped(q, k, v, queries, keys, scale)
+    runs = _runs(queries, keys)
+    out = []
+    for run, part_q, part_k, part_v in zip(
+        runs, queries.split(q, runs), keys.split(k, runs), keys.split(v, runs), strict=True
+    ):
+        if not len(part_q) or not len(part_k):
+            out.append(torch.zeros_like(part_q))
+            continue
+        key, absent = keys.batch(part_k, *run)
+        value, _ = keys.batch(part_v, *run)
+        out.append(_dense(queries.batch(part_q, *run)[0], key, value, absent, scale).flatten(0, 1))
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments, scale: float) -> Tensor:
-    """Samples grouped by query length, each group one padded batch."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for sample, (n, m) in enumerate(zip(queries.lengths, keys.lengths, strict=True)):
-        if n and m:
-            groups[n].append(sample)
-    out = torch.zeros_like(q)
-    for group in groups.values():
-        rows_q, _ = queries.padded_rows(tuple(group))
-        rows_k, absent = keys.padded_rows(tuple(group))
-        mixed = _dense(q[rows_q], k[rows_k], v[rows_k], absent, scale)  # (b, n, heads, dim)
-        out = out.index_copy(0, rows_q.flatten(), mixed.flatten(0, 1))
-    return out
+def _runs(queries: Segments, keys: Segments) -> list[tuple[int, int]]:
+    """(first, stop) of neighbouring samples with queries of equal length that all have keys, or all have none."""
+    lengths = zip(queries.lengths, keys.lengths, strict=True)
+    kinds = [(length, others > 0) for length, others in lengths]
+    starts = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
+    return list(zip(starts, [*starts[1:], len(kinds)], strict=True))
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Absent | None, scale: float) -> Tensor:

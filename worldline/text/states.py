@@ -41,15 +41,14 @@ class Packing:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0)  # (B+1,)
         self.segments = Segments(self.cu_seqlens)
-        rows, absent = self.segments.padded_rows(tuple(range(len(lengths))))
-        self.rows = rows  # (B, L)
-        self.padded = Segments(torch.arange(len(lengths) + 1, device=device) * rows.shape[1])
-        self.real = None if absent is None else (~absent.where).flatten().nonzero().flatten()  # (M,)
+        self.equal = len(set(lengths)) == 1
+        self.rows, self.real, _ = self.segments.padding(0, len(lengths))  # (B, L), (M,)
+        self.padded = Segments(torch.arange(len(lengths) + 1, device=device) * self.rows.shape[1])
         self.places = torch.cat([torch.arange(n, device=device) for n in lengths])  # (M,) place in its sample
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(M, heads, dim) each -> (M, heads, dim). Queries are padded, so that unequal prompts are one matmul."""
-        if self.real is None:
+        if self.equal:
             return attention(q, k, v, self.segments)
         out = attention(q[self.rows].flatten(0, 1), k, v, self.padded, self.segments)
         return out[self.real]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,10 +19,10 @@ from torch import Tensor, nn
 
 from worldline.checkpoints.folder import Parts, SchedulerConfig, save_pretrained
 from worldline.diffusion.path import RectifiedFlow, add_noise, target
-from worldline.diffusion.timesteps import logit_normal, shift
+from worldline.diffusion.timesteps import logit_normal, resolution_shift, shift, unshift
 from worldline.dit.conditions import per_channel, place_known, random_mask
 from worldline.dit.model import DiT, DiTConfig
-from worldline.dit.patchify import patchify
+from worldline.dit.patchify import grid, pack
 from worldline.errors import UserError
 from worldline.text import CachedText, MiniLM, WordConfig, WordTransformer
 from worldline.train.layout import LayoutHead, layout_loss
@@ -51,11 +53,15 @@ class DiTPlan:
     encoder: str = "words"  # words: a WordTransformer trained along; minilm: frozen, its package installed
     text: WordConfig = field(default_factory=lambda: WordConfig(words=()))  # words and width are filled in
     clips: ClipsPlan = field(default_factory=lambda: ClipsPlan(count=65_536))
+    shapes: tuple[str, ...] = ()  # more than that of `clips`: "96x64x17" or, 9 latent frames of up to 961, "64x64x961/9"
+    shares: tuple[float, ...] = (1.0,)  # of the samples: of `clips`, then of each of `shapes`
+    shape_clips: int = 8192  # clips of each of `shapes`
     frames: str = ""  # folder of clips that a VAE run rendered, used where they fit instead of rendering again
     latents: str = ""  # folder of the latent cache; `latents` in the run's folder unless given
     whitening_power: float = 0.5  # 1 gives every channel unit variance; below, channels that show more lead
-    batch: int = 32
+    batch: int = 32  # clips of a step; of other sizes as many as have the same number of tokens
     shift: float = 3.0  # of the timesteps towards noise, in training and sampling
+    base_tokens: int = 0  # a sample of so many tokens is shifted by `shift`, a larger one more; 0: all alike
     phases: tuple[int, ...] = (0,)  # steps from which the next values of the fields below hold
     time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more
     several: tuple[float, ...] = (1.0,)  # how often scenes of several things are drawn for one of a lone thing
@@ -131,42 +137,77 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Whitened latents `clean` (C, T, H, W), where they are known (1, T, H, W), and which latent frames they are."""
+
+    clean: Tensor
+    mask: Tensor
+    frames: Sequence[int]
+
+
 def assemble(
-    plan: DiTPlan, clean: Tensor, times: Tensor, mask: Tensor, prompts: list[str], noise: torch.Generator
+    plan: DiTPlan, samples: Sequence[Sample], times: Tensor, prompts: list[str], noise: torch.Generator
 ) -> Batch:
-    """Noises whitened latents (B, C, T, H, W) at times (B,) with known cells by mask (B, 1, T, H, W)."""
-    eps = torch.randn(clean.shape, generator=noise)
+    """Noises samples of any sizes at times (B,) before the shift, with what is known in place."""
     patch = plan.config.patch
-    noisy, coords = patchify(add_noise(FLOW, clean, eps, times), patch)  # (N, D), (N, 3)
-    velocity, _ = patchify(target(FLOW, "velocity", clean, eps, times), patch)
-    known, _ = patchify(clean * mask, patch)
-    cells, _ = patchify(mask, patch)  # (N, P)
-    per_sample = len(noisy) // len(clean)
-    noisy, timestep = place_known(noisy, times.repeat_interleave(per_sample), known, cells)
-    cu_seqlens = torch.arange(0, len(noisy) + 1, per_sample)
-    return Batch(noisy, velocity, coords, cu_seqlens, timestep, known, cells, prompts, noise)
+    clean = pack([sample.clean for sample in samples], patch, [sample.frames for sample in samples])
+    known = pack([sample.clean * sample.mask for sample in samples], patch).tokens  # (N, D)
+    cells = pack([sample.mask for sample in samples], patch).tokens  # (N, P)
+    lengths = clean.cu_seqlens.diff()
+    if plan.base_tokens:
+        shifts = torch.tensor([resolution_shift(n, plan.base_tokens, plan.shift) for n in lengths.tolist()])
+        times = shift(times, shifts)
+    else:
+        times = shift(times, plan.shift)
+    times = times.repeat_interleave(lengths)  # (N,)
+    eps = torch.randn(clean.tokens.shape, generator=noise)
+    noisy, timestep = place_known(add_noise(FLOW, clean.tokens, eps, times), times, known, cells)
+    velocity = target(FLOW, "velocity", clean.tokens, eps, times)
+    return Batch(noisy, velocity, clean.coords, clean.cu_seqlens, timestep, known, cells, prompts, noise)
 
 
-def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int) -> Batch:
+def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, step: int) -> Batch:
     """The batch of a step: clips, captions, times, noise and masks all follow from (plan.seed, step)."""
     rng, noise = numpy_rng(plan.seed, step, "dit-batch"), torch_rng(plan.seed, step, "dit-noise")
-    frames = latents.values.maps[0].shape[2]  # (N, C, T', H', W')
-    image = rng.random() < plan.images
-    rows = plan.batch * frames if image else plan.batch  # a step of images costs as much as one of clips
     phase = bisect_right(plan.phases, step) - 1
-    index = draw(rng, latents, rows, plan.several[phase])
-    values = torch.from_numpy(latents.values[index]).float()
-    if image:
-        values = values[:, :, :1]  # the first latent frame holds the first frame alone: it is that image's latent
-    clean = whitening.forward(values)
-    times = shift(logit_normal(rows, noise, plan.time_mean[phase]), plan.shift)
-    mask = torch.stack([random_mask(rng, tuple(clean.shape[1:]), plan.nothing_known) for _ in range(rows)])
-    prompts = [prompt_of(plan, latents.scenes[i], rng) for i in index]
-    batch = assemble(plan, clean, times, mask, prompts, noise)
+    image = rng.random() < plan.images
+    samples, prompts, layouts = [], [], []
+    for cache, row in choose(rng, plan, caches, image, plan.several[phase]):
+        excerpt = cache.excerpts[row]
+        # The first latent frame holds the first frame alone: it is that image's latent.
+        stop = 1 if image else len(excerpt.times)
+        clean = whitening.forward(torch.from_numpy(cache.values.row(row)[:, :stop].astype(np.float32)))
+        mask = random_mask(rng, clean.shape, plan.nothing_known, image or excerpt.whole)
+        samples.append(Sample(clean, mask, excerpt.times[:stop]))
+        prompts.append(prompt_of(plan, cache.scenes[row], rng))
+        layouts.append(torch.from_numpy(cache.layouts.row(row)[:, :stop].copy()))
+    batch = assemble(plan, samples, logit_normal(len(samples), noise, plan.time_mean[phase]), prompts, noise)
     if plan.layout <= 0:
         return batch
-    layouts = torch.from_numpy(latents.layouts[index])[:, :, : clean.shape[2]].float() / 255
-    return replace(batch, layout=patchify(layouts, plan.config.patch)[0], lesson=plan.layout)
+    return replace(batch, layout=pack(layouts, plan.config.patch).tokens.float() / 255, lesson=plan.layout)
+
+
+def choose(
+    rng: np.random.Generator, plan: DiTPlan, caches: Sequence[Latents], image: bool, several: float
+) -> list[tuple[Latents, int]]:
+    """(cache, row) of every sample of a step: as many as hold no more tokens than `plan.batch` clips of the first
+    cache, those of one size side by side. A step of images costs as much as one of clips."""
+    shapes = [cache.values.shape for cache in caches]  # (C, T', H', W')
+    tokens = [math.prod(grid(shape, plan.config.patch)) for shape in shapes]
+    sizes = [n // shape[1] if image else n for n, shape in zip(tokens, shapes, strict=True)]
+    shares = np.array([share * (not image or cache.images) for share, cache in zip(plan.shares, caches, strict=True)])
+    kinds, left = [], plan.batch * tokens[0]
+    while left > 0:
+        kind = int(rng.choice(len(caches), p=shares / shares.sum()))
+        left -= sizes[kind]
+        if left >= 0 or not kinds:
+            kinds.append(kind)
+    picks = []
+    for kind in sorted(set(kinds)):
+        rows = draw(rng, caches[kind], kinds.count(kind), several)
+        picks += [(caches[kind], int(row)) for row in rows]
+    return picks
 
 
 def draw(rng: np.random.Generator, latents: Latents, rows: int, several: float) -> np.ndarray:
@@ -202,7 +243,7 @@ def flow_loss(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Ten
 def validate(
     plan: DiTPlan, model: nn.Module, latents: Latents, whitening: Whitening, device: torch.device
 ) -> dict[str, float]:
-    """Loss on unseen clips at fixed times and noise, with short captions and nothing known."""
+    """Loss on unseen clips of the first shape at fixed times and noise, with short captions and nothing known."""
     losses = {}
     for number, time in enumerate(TIMES):
         rng, noise = numpy_rng(plan.seed, number, "dit-validation"), torch_rng(plan.seed, number, "dit-validation")
@@ -210,9 +251,9 @@ def validate(
         for start in range(0, plan.validate_clips, plan.batch):
             index = np.arange(start, min(start + plan.batch, plan.validate_clips))
             clean = whitening.forward(torch.from_numpy(latents.values[index]).float())
-            mask = torch.zeros(len(clean), 1, *clean.shape[2:])
+            samples = [Sample(x, torch.zeros(1, *x.shape[1:]), range(x.shape[1])) for x in clean]
             prompts = [caption(Scene.from_json(latents.scenes[i]), rng, "short") for i in index]
-            batch = assemble(plan, clean, torch.full((len(clean),), time), mask, prompts, noise)
+            batch = assemble(plan, samples, unshift(torch.full((len(clean),), time), plan.shift), prompts, noise)
             total += float(flow_loss(model, batch, device)[0]) * len(index)
         losses[f"val_{time}"] = total / plan.validate_clips
     return {"val": sum(losses.values()) / len(losses), **losses}
@@ -250,7 +291,8 @@ def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening
     shape = plan.clips
     defaults = {"width": shape.width, "height": shape.height, "frames": shape.frames, "fps": shape.fps}
     defaults |= {"guidance_scale": plan.guidance_scale, "steps": plan.sampling_steps}
-    return Parts(vae.cpu(), whole.dit, whole.text, whitening, SchedulerConfig(shift=plan.shift), defaults)
+    scheduler = SchedulerConfig(shift=plan.shift, base_tokens=plan.base_tokens)
+    return Parts(vae.cpu(), whole.dit, whole.text, whitening, scheduler, defaults)
 
 
 def train(
@@ -272,24 +314,25 @@ def train(
     frames = Path(plan.frames) if plan.frames else None
     mark = vae_hash(vae)
     encoder = copy.deepcopy(vae).to(device, DTYPES[plan.dtype])  # bf16: three times as fast, 0.4 % of the spread off
-    latents = cache_latents(plan.clips, encoder, mark, folder / "train", frames, say)
+    caches = [cache_latents(plan.clips, encoder, mark, folder / "train", frames, say)]
+    for shape, clips in shapes_of(plan).items():
+        caches.append(cache_latents(clips, encoder, mark, folder / f"train-{shape.replace('/', '-')}", None, say))
     unseen = held_out(plan.clips, plan.validate_clips)
     unseen_latents = cache_latents(unseen, encoder, mark, folder / "validation", None, say)
-    whitening = fit_whitening(plan, vae, latents, out / "whitening.json")
+    whitening = fit_whitening(plan, vae, caches[0], out / "whitening.json")
     model = build(plan).to(device)
 
     def wrapped(call: Callable[[int, Parts, Path], Mapping[str, float] | None]) -> Callback:
         return lambda step, averaged, where: call(step, parts(plan, averaged, vae, whitening), where)  # type: ignore[arg-type]
 
-    sample = make_batch(plan, latents, whitening, 0)
     task = Task(
         model=model,
-        batch=lambda step: make_batch(plan, latents, whitening, step),
+        batch=lambda step: make_batch(plan, caches, whitening, step),
         loss=lambda module, batch: flow_loss(module, batch, device),
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
         validate=lambda averaged: validate(plan, averaged, unseen_latents, whitening, device),
-        gflop=3 * plan.batch * model.dit.flops(len(sample.noisy) // len(sample.prompts), TEXT_TOKENS) / 1e9,
+        gflop=3 * plan.batch * model.dit.flops(math.prod(grid(caches[0].values.shape, plan.config.patch)), TEXT_TOKENS) / 1e9,
         peak=matmul_peak(device, DTYPES[plan.dtype]),
     )
     hooks = hooks_of(plan.loop, {name: wrapped(call) for name, call in (callbacks or {}).items()})
@@ -300,6 +343,21 @@ def train(
     return outcome
 
 
+def shapes_of(plan: DiTPlan) -> dict[str, ClipsPlan]:
+    """The clips of each of `plan.shapes`; raises UserError for a shape that cannot be read."""
+    plans = {}
+    for number, shape in enumerate(plan.shapes, 1):
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:/(\d+))?", shape)
+        if match is None:
+            raise UserError(f"shapes: {shape[:40]!r} is not WIDTHxHEIGHTxFRAMES; write 96x64x17, or 64x64x961/9")
+        width, height, frames, groups = (int(value or 0) for value in match.groups())
+        size = {"width": width, "height": height, "frames": frames, "groups": groups}
+        seed = plan.clips.seed + SEED_STEP * number  # other scenes than those of the other shapes
+        plans[shape] = replace(plan.clips, count=plan.shape_clips, seed=seed, **size)
+    return plans
+
+
+SEED_STEP = 1000
 TEXT_TOKENS = 12  # a caption's usual length, for the count of operations
 
 
@@ -320,6 +378,8 @@ def plan_check(plan: DiTPlan) -> None:
     for name, values in (("time_mean", plan.time_mean), ("several", plan.several)):
         if len(values) != len(phases):
             raise UserError(f"{name}: {values} must hold one value for each of phases={phases}")
+    if len(plan.shares) != 1 + len(shapes_of(plan)) or min(plan.shares) < 0 or plan.shares[0] <= 0:
+        raise UserError(f"shares: {plan.shares} must be one for `clips`, above 0, and one for each of {plan.shapes}")
     if len(plan.styles) != 3 or min(plan.styles) < 0 or sum(plan.styles) <= 0:
         raise UserError(f"styles: {plan.styles} must be three shares, for example 0.25,0.55,0.2")
 

@@ -17,19 +17,18 @@ from worldline.worlds.scene import COLOURS, SHAPES, Scene
 CLASSES = (*SHAPES, *COLOURS)  # 12; a thing counts in two of them
 
 
-def layout_of(scene: Scene, ids: np.ndarray, temporal: int, spatial: int) -> np.ndarray:
+def layout_of(scene: Scene, ids: np.ndarray, spatial: int) -> np.ndarray:
     """Share of every latent cell that things of each class cover, times 255.
 
     Args:
-        ids: (T, H, W) uint8 of `worlds.render.Clip`, T = temporal * k + 1, sides divisible by `spatial`.
-        temporal, spatial: pixels of a latent cell; the first frame alone fills the first cell.
+        ids: (G, t, H, W) uint8 of `worlds.render.Clip`, the t frames of G latent frames; sides divide by `spatial`.
+        spatial: pixels of a latent cell.
 
     Returns:
-        uint8 (12, k + 1, H / spatial, W / spatial).
+        uint8 (12, G, H / spatial, W / spatial).
     """
-    _, height, width = ids.shape
-    groups = np.concatenate([np.repeat(ids[:1], temporal - 1, axis=0), ids])
-    cells = groups.reshape(-1, temporal, height // spatial, spatial, width // spatial, spatial)
+    groups, frames, height, width = ids.shape
+    cells = ids.reshape(groups, frames, height // spatial, spatial, width // spatial, spatial)
     shares = np.zeros((len(CLASSES), len(cells), height // spatial, width // spatial))
     for i, thing in enumerate(scene.things):
         covered = (cells == i + 1).mean(axis=(1, 3, 5))

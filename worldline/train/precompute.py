@@ -1,13 +1,15 @@
 """Caches of world clips and of their latents, in slices: each appears by one rename, so work resumes where it stopped.
 
 Scene number i of a plan is a pure function of (plan.seed, i): a cache may grow, and the VAE and the DiT see the same
-worlds however many processes rendered them.
+worlds however many processes rendered them. Of long clips only an excerpt is drawn and encoded: a few latent frames,
+spread over the clip or neighbours, which is all that a step of training looks at.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -25,19 +27,21 @@ import torch
 from worldline.errors import UserError
 from worldline.train.layout import layout_of
 from worldline.train.plan import clock, numpy_rng, plan_dict
-from worldline.vae.model import VideoVAE
+from worldline.vae.model import History, VAEConfig, VideoVAE
 from worldline.worlds.render import render
 from worldline.worlds.render_torch import render_batch
 from worldline.worlds.scene import Scene, sample_scene
 
 Say = Callable[[str], None]
+TEMPORAL = VAEConfig.temporal  # frames of a latent frame
 
 
 @dataclass(frozen=True)
 class ClipsPlan:
     """Which clips: `count` scenes of `split`, numbered from 0.
 
-    `workers` processes render, 0 means this one; with another `device` than "cpu" it draws 32 clips at a time there.
+    `workers` processes render, 0 means this one; with another `device` than "cpu" they are drawn there.
+    With `groups` above 0 clips have up to `frames` frames and only so many latent frames of each are kept (`Excerpt`).
     """
 
     count: int = 8192
@@ -50,10 +54,57 @@ class ClipsPlan:
     slice: int = 256  # clips per file
     workers: int = 2
     device: str = "cpu"
+    groups: int = 0
 
     @property
     def slices(self) -> int:
         return -(-self.count // self.slice)
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What is kept of a clip: `times`, numbers of latent frames in rising order, of the `total` that it has."""
+
+    total: int
+    times: tuple[int, ...]
+
+    @property
+    def whole(self) -> bool:
+        """The excerpt spans the clip, so that its pace can be known from its times alone."""
+        return self.times[0] == 0 and self.times[-1] == self.total - 1
+
+
+def excerpt_at(plan: ClipsPlan, index: int) -> Excerpt:
+    """The excerpt of clip number `index`: all of it, or what a stage of long generation works on.
+
+    Lengths are spread evenly on a logarithmic scale. The kinds: the whole clip at even distances (level 0 of a
+    hierarchy), a stretch at an even distance (the levels below), neighbours (sliding windows), and a few neighbours
+    with far frames before them (long-range sampling, Harvey et al. 2022, fig. 3).
+    """
+    last = (plan.frames - 1) // TEMPORAL
+    if not plan.groups:
+        return Excerpt(last + 1, tuple(range(last + 1)))
+    rng, most = numpy_rng(plan.seed, index, "excerpt"), plan.groups - 1
+    last = round(math.exp(rng.uniform(math.log(most), math.log(last))))
+    kind = rng.choice(("whole", "stretch", "neighbours", "far"), p=(0.4, 0.25, 0.2, 0.15))
+    if kind == "whole":
+        times = np.linspace(0, last, plan.groups).round().astype(int)
+    elif kind == "far" and last > plan.groups:
+        near = int(rng.integers(2, plan.groups - 1))  # the rest are far
+        start = int(rng.integers(plan.groups - near, last - near + 2))
+        far = np.sort(rng.choice(start, plan.groups - near, replace=False))
+        times = np.concatenate([far, np.arange(start, start + near)])
+    else:
+        widest = last // most if kind == "stretch" else 1
+        gap = round(math.exp(rng.uniform(0, math.log(widest))))
+        times = int(rng.integers(last - gap * most + 1)) + gap * np.arange(plan.groups)
+    return Excerpt(last + 1, tuple(times.tolist()))
+
+
+def frames_of_times(times: Sequence[int]) -> np.ndarray:
+    """(G, 4) numbers of the frames that each latent frame covers; the first holds frame 0 alone, four times."""
+    numbers = TEMPORAL * (np.asarray(times)[:, None] - 1) + 1 + np.arange(TEMPORAL)
+    return np.maximum(numbers, 0)
 
 
 def scene_at(plan: ClipsPlan, index: int) -> Scene:
@@ -63,24 +114,48 @@ def scene_at(plan: ClipsPlan, index: int) -> Scene:
 
 def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
     """Renders slice `number` to `frames-XXXXX.npy`, uint8 (slice, T, H, W, 3), and which thing each pixel shows to
-    `ids-XXXXX.npy`, uint8 (slice, T, H, W); returns the first at once when both are there."""
+    `ids-XXXXX.npy`, uint8 (slice, T, H, W); returns the first at once when both are there.
+
+    T is the clip's length; of excerpts it is 8 per latent frame, its own four frames after the four before them.
+    """
     path = folder / f"frames-{number:05d}.npy"
     if path.exists() and ids_of(path).exists():
         return path
-    clips = np.empty((plan.slice, plan.frames, plan.height, plan.width, 3), np.uint8)
-    ids = np.empty(clips.shape[:-1], np.uint8)
-    scenes = [scene_at(plan, number * plan.slice + row) for row in range(plan.slice)]
-    shape = plan.frames, plan.height, plan.width, plan.fps
-    if plan.device == "cpu":
-        for row, scene in enumerate(scenes):
-            clip = render(scene, *shape)
-            clips[row], ids[row] = clip.frames, clip.ids
-    else:
-        for row in range(0, plan.slice, 32):
-            drawn = render_batch(scenes[row : row + 32], *shape, device=plan.device)
-            clips[row : row + 32], ids[row : row + 32] = (value.cpu().numpy() for value in drawn)
+    rows = range(number * plan.slice, (number + 1) * plan.slice)
+    drawn = _excerpts(plan, rows) if plan.groups else _whole(plan, rows)
+    clips, ids = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     _save(ids_of(path), ids)
     return _save(path, clips)
+
+
+def _whole(plan: ClipsPlan, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames (b, T, H, W, 3) and ids of whole clips."""
+    shape = plan.frames, plan.height, plan.width, plan.fps
+    scenes = [scene_at(plan, row) for row in rows]
+    if plan.device == "cpu":
+        for scene in scenes:
+            clip = render(scene, *shape)
+            yield clip.frames[None], clip.ids[None]
+        return
+    for row in range(0, len(scenes), 32):
+        frames, ids = render_batch(scenes[row : row + 32], *shape, device=plan.device)
+        yield frames.cpu().numpy(), ids.cpu().numpy()
+
+
+def _excerpts(plan: ClipsPlan, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames (1, 8G, H, W, 3) and ids of excerpts, frames that occur twice drawn once."""
+    for row in rows:
+        excerpt, scene = excerpt_at(plan, row), scene_at(plan, row)
+        times = np.array(excerpt.times)
+        wanted = np.concatenate([frames_of_times(times - 1), frames_of_times(times)], axis=1)  # (G, 8)
+        numbers, place = np.unique(wanted, return_inverse=True)
+        shape = TEMPORAL * (excerpt.total - 1) + 1, plan.height, plan.width, plan.fps
+        if plan.device == "cpu":
+            clip = render(scene, *shape, only=numbers)
+            frames, ids = clip.frames, clip.ids
+        else:
+            frames, ids = (v[0].cpu().numpy() for v in render_batch([scene], *shape, device=plan.device, only=numbers))
+        yield frames[place.ravel()][None], ids[place.ravel()][None]
 
 
 def ids_of(frames: Path) -> Path:
@@ -99,9 +174,19 @@ class Slices:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row."""
+        return tuple(self.maps[0].shape[1:])
+
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """The rows at `indices` (B,), as a new array (B, ...)."""
-        return np.stack([self.maps[i // self.rows][i % self.rows] for i in np.asarray(indices).tolist()])
+        return np.stack([self.row(i) for i in np.asarray(indices).tolist()])
+
+    def row(self, index: int) -> np.ndarray:
+        """One row, as it lies in its file."""
+        row: np.ndarray = self.maps[index // self.rows][index % self.rows]
+        return row
 
 
 def cache_clips(plan: ClipsPlan, folder: Path, say: Say = print) -> Slices:
@@ -120,8 +205,14 @@ class Latents:
     values: Slices  # float16 (C, T', H', W') per row
     layouts: Slices  # uint8 (12, T', H', W') per row: `train.layout.layout_of`
     scenes: list[str]  # Scene.to_json() per row; empty scenes are never stored
+    excerpts: list[Excerpt]
     mean: torch.Tensor  # (C,)
     std: torch.Tensor  # (C,)
+
+    @property
+    def images(self) -> bool:
+        """Whether every first latent frame is a picture."""
+        return all(excerpt.times[0] == 0 for excerpt in self.excerpts)
 
     @cached_property
     def several(self) -> np.ndarray:
@@ -146,7 +237,8 @@ def cache_latents(
     paths, layouts = ([folder / f"{name}-{k:05d}.npy" for k in range(plan.slices)] for name in ("latents", "layouts"))
     scenes = [json.loads(line) for k in range(plan.slices) for line in _scenes_file(folder, k).read_text().splitlines()]
     mean, std = _statistics(paths)
-    return Latents(Slices(paths, plan.count), Slices(layouts, plan.count), scenes[: plan.count], mean, std)
+    excerpts = [excerpt_at(plan, index) for index in range(plan.count)]
+    return Latents(Slices(paths, plan.count), Slices(layouts, plan.count), scenes[: plan.count], excerpts, mean, std)
 
 
 @torch.no_grad()
@@ -154,22 +246,41 @@ def _encode_slice(plan: ClipsPlan, vae: VideoVAE, frames: Path, folder: Path, nu
     """Writes the latents of one slice, its scenes and layouts first: latents that exist always have theirs."""
     batch = 32  # clips encoded at once
     clips, ids = np.load(frames), np.load(ids_of(frames))
+    excerpts = [excerpt_at(plan, number * plan.slice + row) for row in range(plan.slice)]
     weight = next(vae.parameters())
     means = []
     for start in range(0, len(clips), batch):
         pixels = to_pixels(clips[start : start + batch]).to(weight)
-        means.append(vae.encode(pixels).mean.to("cpu", torch.float16).numpy())
+        part = excerpts[start : start + batch]
+        mean = _encode_excerpts(vae, pixels, part) if plan.groups else vae.encode(pixels).mean
+        means.append(mean.to("cpu", torch.float16).numpy())
     scenes = [scene_at(plan, number * plan.slice + row) for row in range(plan.slice)]
     path = _scenes_file(folder, number)
     temporary = path.with_suffix(".part")
     temporary.write_text("\n".join(json.dumps(scene.to_json()) for scene in scenes) + "\n")
     os.replace(temporary, path)
-    cell = vae.config.temporal, vae.config.spatial
-    _save(
-        folder / f"layouts-{number:05d}.npy",
-        np.stack([layout_of(s, i, *cell) for s, i in zip(scenes, ids, strict=True)]),
-    )
+    shares = []
+    for scene, shown, excerpt in zip(scenes, ids, excerpts, strict=True):
+        own = np.arange(8 * plan.groups).reshape(-1, 8)[:, TEMPORAL:] if plan.groups else frames_of_times(excerpt.times)
+        shares.append(layout_of(scene, shown[own], vae.config.spatial))
+    _save(folder / f"layouts-{number:05d}.npy", np.stack(shares))
     _save(folder / f"latents-{number:05d}.npy", np.concatenate(means))
+
+
+def _encode_excerpts(vae: VideoVAE, pixels: torch.Tensor, excerpts: Sequence[Excerpt]) -> torch.Tensor:
+    """Pixels (B, 3, 8G, H, W) -> means (B, C, G, H', W'): each latent frame in the light of the one before it.
+
+    What lies farther back is left out; see docs/log.md for what that changes.
+    """
+    groups = pixels.shape[2] // (2 * TEMPORAL)
+    each = pixels.unflatten(2, (groups, 2 * TEMPORAL)).transpose(1, 2).flatten(0, 1)  # (B*G, 3, 8, H, W)
+    history = History()
+    history.started = True  # the frames are the middle of a clip
+    mean = vae.encode_chunk(each, history).mean[:, :, -1]  # (B*G, C, H', W')
+    first = torch.tensor([time == 0 for excerpt in excerpts for time in excerpt.times], device=mean.device)
+    if first.any():
+        mean[first] = vae.encode(each[first][:, :, -1:]).mean[:, :, 0]
+    return mean.unflatten(0, (-1, groups)).transpose(1, 2)
 
 
 def to_pixels(clips: np.ndarray) -> torch.Tensor:

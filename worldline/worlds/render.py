@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,10 @@ _BOX = 4  # code of the screen: a box with its own half-sizes
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered scene: `frames` uint8 (T, H, W, 3), `ids` uint8 (T, H, W): 0 background, i + 1 thing i, 255 screen."""
+    """A rendered scene: `frames` uint8 (T, H, W, 3), `ids` uint8 (T, H, W): 0 background, i + 1 thing i, 255 screen.
+
+    `trajectory` is that of the whole clip, also where only some frames are drawn.
+    """
 
     scene: Scene
     frames: np.ndarray
@@ -25,13 +29,21 @@ class Clip:
     trajectory: Trajectory
 
 
-def render(scene: Scene, frames: int = 17, height: int = 64, width: int = 64, fps: float = 16.0) -> Clip:
-    """Render `scene` at any length and size. Deterministic: the same scene gives the same bytes."""
+def render(
+    scene: Scene,
+    frames: int = 17,
+    height: int = 64,
+    width: int = 64,
+    fps: float = 16.0,
+    only: Sequence[int] | None = None,
+) -> Clip:
+    """Render `scene` at any length and size, or `only` the frames of these numbers. The same scene, the same bytes."""
     path = simulate(scene, frames, fps)
-    bodies = bodies_of(scene, path)
-    cameras = np.stack([camera_at(scene.camera, i / max(frames - 1, 1)) for i in range(frames)])
-    out = np.empty((frames, height, width, 3), np.uint8)
-    ids = np.empty((frames, height, width), np.uint8)
+    drawn = np.arange(frames) if only is None else np.asarray(only)
+    bodies = bodies_of(scene, path)[drawn]
+    cameras = np.stack([camera_at(scene.camera, i / max(frames - 1, 1)) for i in drawn])
+    out = np.empty((len(drawn), height, width, 3), np.uint8)
+    ids = np.empty((len(drawn), height, width), np.uint8)
     _render(bodies, cameras, floor_of(scene), np.array(SKIES[scene.sky]), light_of(scene), out, ids)
     return Clip(scene, out, ids, path)
 

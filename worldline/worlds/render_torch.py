@@ -43,12 +43,14 @@ def render_batch(
     width: int = 64,
     fps: float = 16.0,
     device: str = "cuda",
+    only: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw `scenes` on `device`: frames uint8 (B, T, H, W, 3) and ids uint8 (B, T, H, W), as `render.Clip` has them.
 
-    Takes about 1 kB of the device's memory per pixel and frame.
+    `only`: numbers of the frames that are drawn, T of them. Takes about 1 kB of the device's memory per pixel and frame.
     """
-    world = _stack(scenes, frames, fps, torch.device(device))
+    drawn = range(frames) if only is None else only
+    world = _stack(scenes, frames, fps, drawn, torch.device(device))
     half = 0.5 * min(height, width)
     y = torch.arange(height, dtype=torch.float64, device=device)
     x = torch.arange(width, dtype=torch.float64, device=device)
@@ -62,22 +64,22 @@ def render_batch(
     near_v = v.flatten()[pixels][:, None] - down.flatten() / half
     rgb[rows, pixels] = _shade(near_u, near_v, world.at(rows), half)[0].mean(1)
     shown = (rgb.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-    shape = (len(scenes), frames, height, width)
+    shape = (len(scenes), len(drawn), height, width)
     return shown.reshape(*shape, 3), ids.to(torch.uint8).reshape(shape)
 
 
-def _stack(scenes: Sequence[Scene], frames: int, fps: float, device: torch.device) -> _World:
-    """The worlds of all frames of all scenes, F = B * T rows."""
-    rows = [bodies_of(scene, simulate(scene, frames, fps)) for scene in scenes]
-    bodies = np.zeros((len(scenes), frames, max(row.shape[1] for row in rows), 12))
+def _stack(scenes: Sequence[Scene], frames: int, fps: float, drawn: Sequence[int], device: torch.device) -> _World:
+    """The worlds of the drawn frames of all scenes, F = B * T rows."""
+    rows = [bodies_of(scene, simulate(scene, frames, fps))[list(drawn)] for scene in scenes]
+    bodies = np.zeros((len(scenes), len(drawn), max(row.shape[1] for row in rows), 12))
     bodies[..., 0] = NOTHING
     for i, row in enumerate(rows):
         bodies[i, :, : row.shape[1]] = row
-    times = [i / max(frames - 1, 1) for i in range(frames)]
+    times = [i / max(frames - 1, 1) for i in drawn]
     cameras = np.stack([[camera_at(scene.camera, time) for time in times] for scene in scenes])
     steady = [np.stack(values) for values in zip(*(_setting(scene) for scene in scenes), strict=True)]
     arrays = [bodies.reshape(-1, *bodies.shape[2:]), cameras.reshape(-1, 5, 3)]
-    arrays += [np.repeat(value, frames, axis=0) for value in steady]
+    arrays += [np.repeat(value, len(drawn), axis=0) for value in steady]
     return _World(*(torch.from_numpy(array).to(device, torch.float64) for array in arrays))
 
 
