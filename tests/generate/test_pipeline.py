@@ -19,7 +19,8 @@ from worldline.diffusion.timesteps import schedule
 from worldline.dit.patchify import pack, unpack
 from worldline.errors import UserError
 from worldline.generate import pipeline as pipeline_module
-from worldline.generate.pipeline import Drawing, Pipeline, fitted, load
+from worldline.generate.canvas import fitted, timeline
+from worldline.generate.pipeline import Drawing, Pipeline, load
 from worldline.media.provenance import read_provenance
 from worldline.media.read import read_video
 from worldline.shapes import VideoShape
@@ -126,9 +127,12 @@ def test_the_first_frame_is_the_given_picture(pipeline: Pipeline) -> None:
 
 def test_known_latents_stay_as_the_picture_encodes(pipeline: Pipeline) -> None:
     shape = VideoShape(9, 32, 32)
-    known = pipeline._encode_picture(PICTURE, shape)
-    for latent in pipeline.sample(["a", "red"], [1, 2], Drawing(shape, steps=2), known):
-        assert torch.allclose(latent[:, :1], known, atol=1e-6)
+    condition = pipeline.condition(timeline([PICTURE[None], 8]))
+    pixels = torch.from_numpy(PICTURE).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
+    known = pipeline.parts.whitening.forward(pipeline.vae.encode(pixels).mean[0])
+    assert torch.allclose(condition.known[:, :1], known, atol=1e-5)
+    for latent in pipeline.sample(["a", "red"], [1, 2], Drawing(shape, steps=2), condition):
+        assert torch.allclose(latent[:, :1], known, atol=1e-5)
 
 
 def test_a_picture_of_another_size_covers_the_frame() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
         assert len(batch.noisy) <= 8 * 12 == 96
         sizes = batch.cu_seqlens.diff().tolist()
         lengths |= set(sizes)
-        changes = sum(a != b for a, b in zip(sizes, sizes[1:], strict=False))
+        changes = sum(a != b for a, b in pairwise(sizes))
         assert changes < len(set(sizes))  # equal sizes lie side by side
         assert len(batch.noisy) > 96 - 16
     assert lengths == {12, 16, 4, 6}  # clips of 3x2x2 and 2x2x3 tokens (also 12), 4 frames of 2x2, images of both sizes

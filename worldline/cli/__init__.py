@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from worldline import __version__
+from worldline.cli.edit import add_edits
 from worldline.cli.generate import add_generate
 from worldline.cli.models import add_export, add_info, add_train
 from worldline.cli.parser import Parser
@@ -67,6 +68,6 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"worldline {__version__}")
     parser.set_defaults(run=lambda args: parser.print_help())
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
-    for add in (add_generate, add_worlds, add_train, add_eval, add_export, add_info):
+    for add in (add_generate, add_edits, add_worlds, add_train, add_eval, add_export, add_info):
         add(verbs)
     return parser

@@ -15,7 +15,7 @@ def logit_normal(n: int, generator: torch.Generator | None = None, mean: float =
     return torch.sigmoid(torch.randn(n, generator=generator) * std + mean)
 
 
-def shift(t: Tensor, shift: float) -> Tensor:
+def shift(t: Tensor, shift: float | Tensor) -> Tensor:
     """Move timesteps towards noise: s t / (1 + (s - 1) t) (SD3, eq. 23); s = 1 changes nothing.
 
     Large latents keep their layout up to high noise, and only times near 1 teach it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,24 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.checkpoints.folder import Parts, load_parts, model_hash
 from worldline.checkpoints.layout import resolve
 from worldline.diffusion.guidance import cfg, scale_at
+from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import schedule
-from worldline.dit.conditions import Conditions, first_frame, none, place_known
-from worldline.dit.patchify import Packed, pack, unpack
-from worldline.errors import UserError
-from worldline.generate.request import Request, frames_of, read_fps
+from worldline.dit.conditions import Conditions, none, place_known
+from worldline.dit.patchify import Packed, grid, pack, unpack
+from worldline.generate.canvas import Canvas, fitted, runs, timeline
+from worldline.generate.long import Step, paint, plan, seed_of
+from worldline.generate.request import Request, check_prompt, how_of, known_defaults, request_of, window_of
 from worldline.generate.result import Result
 from worldline.media.provenance import provenance
 from worldline.nn.memory import keep_freed_memory
 from worldline.shapes import VideoShape
 from worldline.text import CachedText, TextStates
-from worldline.vae.streaming import decode_stream
+from worldline.vae.model import History
+from worldline.vae.streaming import decode_stream, encode_stream
 
 Progress = Callable[[int, int], None]
 MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group after the other
@@ -37,7 +40,10 @@ MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group
 
 @dataclass(frozen=True)
 class Drawing:
-    """What sampling needs to know beside the prompts: size (divisible, see VideoShape.snapped), steps, guidance."""
+    """What sampling needs to know beside the prompts: size (divisible, see VideoShape.snapped), steps, guidance.
+
+    `strength`: 1 begins in noise; below, in what is to be changed with so much noise (SDEdit, Meng et al. 2021).
+    """
 
     shape: VideoShape
     steps: int = 20
@@ -46,11 +52,13 @@ class Drawing:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     sampler: str = "euler"
+    strength: float = 1.0
 
     @staticmethod
     def of(request: Request) -> Drawing:
         """The part of a request that sampling needs."""
-        shared = {field.name: getattr(request, field.name) for field in fields(Drawing) if field.name != "shape"}
+        names = {field.name for field in fields(Drawing)} & {field.name for field in fields(Request)}
+        shared = {name: getattr(request, name) for name in names}
         return Drawing(request.padded, **shared)
 
 
@@ -72,7 +80,8 @@ class Pipeline:
         self.vae = copy.deepcopy(parts.vae).to(self.device, self.dtype)
         self.dit = copy.deepcopy(parts.dit).to(self.device, self.dtype)
         self.text = CachedText(parts.text)
-        self.defaults = Request("-", **_known(parts.defaults))
+        self.defaults = Request("", **known_defaults(parts.defaults))
+        self.window = window_of(parts.defaults)
         self.timings: dict[str, float] = {}
 
     # ---- for people ----------------------------------------------------------------------------
@@ -95,29 +104,50 @@ class Pipeline:
         seed: int = 0,
         num_videos: int = 1,
         image: np.ndarray | None = None,
+        long: str = "auto",
         progress: Progress | None = None,
     ) -> Result:
         """Make `num_videos` videos of a prompt; what is not given comes from the model's own defaults.
 
-        `image`: uint8 (H, W, 3), kept as the first frame. `frames=1` makes a picture. `progress(done, total)`
-        is called after every step. Raises UserError for any value that cannot be.
+        `image`: uint8 (H, W, 3), kept as the first frame. `long`: see `paint`. `frames=1` makes a picture.
+        `progress(done, total)` is called after every step. Raises UserError for any value that cannot be.
         """
-        given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler}
+        given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler, "fps": fps}
         given |= {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
-        given |= {"guidance_interval": guidance_interval}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        rate = self.defaults.fps if fps is None else read_fps(fps)
-        chosen |= {"fps": rate, "frames": frames_of(seconds, frames, rate, self.defaults.frames)}
-        chosen |= {"negative_prompt": negative_prompt, "seed": seed, "num_videos": num_videos}
-        return self.run(replace(self.defaults, prompt=prompt, **chosen), image, progress)
+        given |= {"guidance_interval": guidance_interval, "negative_prompt": negative_prompt, "seed": seed}
+        check_prompt(prompt)
+        request = self.request(prompt, seconds=seconds, frames=frames, num_videos=num_videos, **given)
+        return self.run(request, image, progress, long)
 
-    def run(self, request: Request, image: np.ndarray | None = None, progress: Progress | None = None) -> Result:
-        """Make the videos of a valid request; `image` uint8 (H, W, 3) as in `generate`."""
+    def request(self, prompt: str, **given: Any) -> Request:
+        """A valid request with the model's own defaults for what is not given, see `request.request_of`."""
+        return request_of(self.defaults, prompt, **given)
+
+    def plan_for(self, frames: int, how: str = "auto") -> str:
+        """The plan of `generate.long` for so many latent frames: "auto" cuts what the model can only make in pieces."""
+        return how_of(how, frames, self.parts.defaults)
+
+    def run(
+        self,
+        request: Request,
+        image: np.ndarray | None = None,
+        progress: Progress | None = None,
+        how: str = "auto",
+    ) -> Result:
+        """Make the videos of a valid request; `image` uint8 (H, W, 3) as in `generate`, `how` as in `paint`."""
         seeds = [request.seed + index for index in range(request.num_videos)]
-        picture = None if image is None else fitted(image, request.height, request.width)
+        canvas = None
+        if image is not None:
+            picture = fitted(image, request.height, request.width)[None]
+            canvas = timeline([picture, request.frames - 1] if request.frames > 1 else [picture])
         self.timings = {}
-        videos = self.draw([request.prompt] * len(seeds), seeds, Drawing.of(request), picture, progress)
-        videos = [video[: request.frames, : request.height, : request.width] for video in videos]
+        if self.plan_for(request.padded.latent().frames, how) == "whole":
+            videos = self.draw([request.prompt] * len(seeds), seeds, Drawing.of(request), canvas, progress)
+            videos = [video[: request.frames, : request.height, : request.width] for video in videos]
+        else:
+            canvas = canvas or timeline([request.frames], (request.height, request.width))
+            asked = [replace(request, seed=seed) for seed in seeds]
+            videos = [np.concatenate(list(self.paint(canvas, one, how, progress=progress))) for one in asked]
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
         record = provenance(request.prompt, request.seed, self.model_hash, **settings, image=image is not None)
         return Result(videos, request.fps, record, dict(self.timings))
@@ -152,6 +182,45 @@ class Pipeline:
                 lines.append("the prompt is longer than the model reads; its end is ignored")
         return lines
 
+    def paint(
+        self,
+        canvas: Canvas,
+        request: Request,
+        how: str = "auto",
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        keep: bool = True,
+        progress: Progress | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The canvas painted, uint8 (t, H, W, 3) in order of time, in memory that does not grow with its length.
+
+        Args:
+            request: prompt, seed and settings; size and length are the canvas's.
+            how: a plan of `generate.long`.
+            start, strength: whitened latents of the padded canvas to begin from, and how much noise they get.
+            keep: put known pixels back bit for bit; else they are what the autoencoder makes of them.
+        """
+        padded = canvas.padded()
+        conditions = self.condition(padded)
+        finished = conditions.mask.flatten(2).amin((0, 2)).bool().tolist()
+        steps = plan(finished, self.window, self.plan_for(len(finished), how))
+        drawing = replace(Drawing.of(request), shape=padded.shape, strength=strength)
+
+        def sample(number: int, step: Step, part: Conditions) -> Tensor:
+            def report(done: int) -> None:
+                if progress:
+                    progress(number * drawing.steps + done, len(steps) * drawing.steps)
+
+            begin = None if start is None else start[:, step.times]
+            seeds = [seed_of(request.seed, number)]
+            return self.sample([request.prompt], seeds, drawing, part, report, step.times, begin)[0]
+
+        first, size = 0, canvas.shape
+        for chunk in self.decode(piece for _, piece in paint(conditions, steps, sample)):
+            shown = padded.restored(chunk, first) if keep else chunk
+            yield shown[: max(0, size.frames - first), : size.height, : size.width]
+            first += len(chunk)
+
     # ---- the chain -----------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -160,14 +229,14 @@ class Pipeline:
         prompts: Sequence[str],
         seeds: Sequence[int],
         drawing: Drawing,
-        picture: np.ndarray | None = None,
+        canvas: Canvas | None = None,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
         """One video uint8 (T, H, W, 3) per (prompt, seed), all of the divisible shape `drawing.shape`.
 
-        `picture` uint8 (h, w, 3), h and w at most H and W, begins every video and is copied to its first frame.
+        What is known of `canvas`, which that shape pads, stands in every video.
         """
-        known = None if picture is None else self._encode_picture(picture, drawing.shape)
+        condition = None if canvas is None else self.condition(canvas)
         each = drawing.shape.latent().tokens().count * (1 if drawing.guidance_scale == 1 else 2)
         size = max(1, MAX_PACKED // each)
         groups = [slice(start, start + size) for start in range(0, len(prompts), size)]
@@ -176,12 +245,9 @@ class Pipeline:
             total = drawing.steps * len(groups)
             done = drawing.steps * index
             step = (lambda i, done=done, total=total: progress(done + i, total)) if progress else None
-            latents = self.sample(prompts[group], seeds[group], drawing, known, step)
-            videos += [self._decode(latent) for latent in latents]
-        if picture is not None:
-            for video in videos:
-                video[0, : picture.shape[0], : picture.shape[1]] = picture
-        return videos
+            latents = self.sample(prompts[group], seeds[group], drawing, condition, step)
+            videos += [np.concatenate(list(self.decode([latent]))) for latent in latents]
+        return videos if canvas is None else [canvas.padded().restored(video) for video in videos]
 
     @torch.inference_mode()
     def sample(
@@ -189,25 +255,41 @@ class Pipeline:
         prompts: Sequence[str],
         seeds: Sequence[int],
         drawing: Drawing,
-        known: Tensor | None = None,
+        condition: Conditions | None = None,
         step: Callable[[int], None] | None = None,
+        times: Sequence[int] | None = None,
+        start: Tensor | None = None,
     ) -> list[Tensor]:
         """Whitened latents (C, T', H', W') float32, one per (prompt, seed), denoised together in one packed sequence.
 
-        `known`: whitened latents (C, 1, H', W') of the first frame. Noise is drawn on the CPU from each video's own
-        seed, so that a video does not depend on its neighbours or on the device.
+        Noise is drawn on the CPU from each video's own seed, so that a video does not depend on its neighbours or on
+        the device.
+
+        Args:
+            condition: what is known of the latents, by default nothing.
+            times: numbers of the latent frames, 0 to T' - 1 unless given; then `drawing.shape` holds so many.
+            start: whitened latents (C, T', H', W') to begin from where `drawing.strength` is below 1.
         """
         guided = drawing.guidance_scale != 1
         with self._timed("text"):
             words = list(prompts) + ([drawing.negative_prompt] * len(prompts) if guided else [])
             text = self.text.encode(words)
         latent = drawing.shape.latent()
-        size = (self.dit.config.in_channels, latent.frames, latent.height, latent.width)
+        size = (
+            self.dit.config.in_channels,
+            latent.frames if times is None else len(times),
+            latent.height,
+            latent.width,
+        )
+        condition = none(size) if condition is None else condition
+        sigmas = schedule(drawing.steps, self.parts.scheduler.shift_at(math.prod(grid(size, self.dit.config.patch))))
+        sigmas = sigmas[min(drawing.steps - 1, round((1 - drawing.strength) * drawing.steps)) :]
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        condition = none(size) if known is None else first_frame(known.cpu(), latent.frames)
-        packed = pack(noise, self.dit.config.patch)
+        if start is not None:
+            noise = [add_noise(RectifiedFlow(), start, eps, sigmas[0]) for eps in noise]
+        packed = pack(noise, self.dit.config.patch, None if times is None else [times] * len(seeds))
         denoise = self._denoiser(packed, condition, text, drawing)
-        sigmas = schedule(drawing.steps, self.parts.scheduler.shift).to(self.device)
+        sigmas = sigmas.to(self.device)
         callback = (lambda done, _: step(done)) if step else None
         with self._timed("dit"):
             x = by_name(drawing.sampler)(denoise, packed.tokens.to(self.device), sigmas, callback)
@@ -254,20 +336,45 @@ class Pipeline:
 
         return denoise
 
-    def _encode_picture(self, picture: np.ndarray, shape: VideoShape) -> Tensor:
-        """uint8 (h, w, 3), padded by its edge to the size of `shape`, as whitened latents (C, 1, H', W')."""
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 127.5 - 1  # (3, h, w)
-        missing = (0, shape.width - picture.shape[1], 0, shape.height - picture.shape[0])
-        pixels = F.pad(pixels[None], missing, mode="replicate")[:, :, None]  # (1, 3, 1, H, W)
+    @torch.inference_mode()
+    def condition(self, canvas: Canvas) -> Conditions:
+        """What is known of a canvas, as whitened latents and a mask over cells; unknown stretches are not encoded."""
+        canvas = canvas.padded()
+        cells = torch.from_numpy(canvas.cells()).float()[None]  # (1, T', H', W')
+        conditions = none((self.dit.config.in_channels, *cells.shape[1:]))
+        frames = canvas.filled()
         with self._timed("vae"):
-            mean = self.vae.encode(pixels.to(self.device, self.dtype)).mean[0].float().cpu()
-        return self.parts.whitening.forward(mean)
+            for first, stop in runs(cells.flatten(2).amax((0, 2)).bool().tolist()):
+                conditions.known[:, first:stop] = self.encode(frames, first, stop)
+        return Conditions(conditions.known * cells, cells)
 
-    def _decode(self, latents: Tensor) -> np.ndarray:
-        """Whitened latents (C, T', H', W') -> uint8 (T, H, W, 3), streamed."""
-        with self._timed("vae"):
-            z = self.parts.whitening.inverse(latents.float().cpu())[None].to(self.device, self.dtype)
-            return np.concatenate([to_uint8(chunk[0]) for chunk in decode_stream(self.vae, z)])
+    @torch.inference_mode()
+    def encode(self, frames: np.ndarray, first: int = 0, stop: int | None = None) -> Tensor:
+        """Whitened latents (C, stop - first, H', W') of the latent frames `first` to `stop` - 1 of a video uint8
+        (T, H, W, 3) of 4k+1 frames; streamed, and beginning one latent frame early for what lies before."""
+        temporal = self.vae.config.temporal
+        stop = (len(frames) - 1) // temporal + 1 if stop is None else stop
+        lead = max(0, first - 1)
+        pixels = frames[max(0, temporal * (lead - 1) + 1) : temporal * (stop - 1) + 1]
+        chunks = (
+            torch.from_numpy(np.ascontiguousarray(pixels[i : i + 16])).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            for i in range(0, len(pixels), 16)
+        )
+        stream = encode_stream(self.vae, (chunk.to(self.device, self.dtype) for chunk in chunks), started=lead > 0)
+        means = torch.cat([posterior.mean[0].float().cpu() for posterior in stream], dim=1)
+        return self.parts.whitening.forward(means[:, first - lead :])
+
+    @torch.inference_mode()
+    def decode(self, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:
+        """Whitened latents in pieces (C, t', H', W') -> pixels uint8 (t, H, W, 3), in constant memory."""
+        history = History()
+        for piece in latents:
+            for part in piece.split(4, dim=1):
+                if part.shape[1]:
+                    with self._timed("vae"):
+                        z = self.parts.whitening.inverse(part.float().cpu())[None].to(self.device, self.dtype)
+                        pixels = to_uint8(self.vae.decode_chunk(z, history)[0])
+                    yield pixels
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.timings, name, self.device)
@@ -295,13 +402,21 @@ def load(path: str | Path | None = None, device: str | None = None, dtype: torch
     return Pipeline(parts, model_hash(resolve(path)), device, dtype)
 
 
-def _known(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of a model folder that a Request has; raises UserError for a frame rate that none can be."""
-    names = ("width", "height", "frames", "steps", "sampler", "guidance_scale", "guidance_rescale")
-    values = {name: defaults[name] for name in names if name in defaults}
-    if "guidance_interval" in defaults:
-        values["guidance_interval"] = tuple(defaults["guidance_interval"])  # JSON gives lists
-    return {**values, "fps": read_fps(defaults.get("fps", Request.fps))}
+class Deferred:
+    """A pipeline that is loaded when its weights are needed: what was asked for is checked before that."""
+
+    def __init__(self, folder: Path, defaults: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.defaults, self.window = Request("", **known_defaults(defaults)), window_of(defaults)
+
+    def request(self, prompt: str, **given: Any) -> Request:
+        return request_of(self.defaults, prompt, **given)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "pipeline":
+            self.pipeline = load(self.folder)
+            return self.pipeline
+        return getattr(self.pipeline, name)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -317,19 +432,3 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
     scaled = (pixels.float() + 1) * 127.5
     frames: np.ndarray = scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
     return frames
-
-
-def fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A picture uint8 (h, w, 3) scaled to cover (height, width) and cropped at its centre; raises UserError."""
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        found = f"{picture.dtype} {picture.shape}"
-        raise UserError(f"image: expected uint8 (H, W, 3), found {found}; read it with worldline.media.read.read_image")
-    if picture.shape[:2] == (height, width):
-        return picture
-    scale = max(height / picture.shape[0], width / picture.shape[1])
-    size = max(height, round(picture.shape[0] * scale)), max(width, round(picture.shape[1] * scale))
-    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()  # (1, 3, h, w)
-    pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)[0]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    pixels = pixels[:, top : top + height, left : left + width].round().clamp(0, 255)
-    return pixels.to(torch.uint8).permute(1, 2, 0).numpy()  # type: ignore[no-any-return]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,6 @@ class Request:
 
     def __post_init__(self) -> None:
         check_text("PROMPT", self.prompt)
-        if not self.prompt.strip():
-            raise UserError('PROMPT is empty: say what the video shows, for example "a red ball rolls to the right"')
         check_text("--negative-prompt", self.negative_prompt)
         check_size(self.width, self.height)
         check_range("--frames", self.frames, 1, 1_000_000, whole=True)
@@ -118,6 +117,57 @@ class Request:
 def _fitting(width: int, height: int) -> str:
     shrink = math.sqrt(256 * MAX_TOKENS / (width * height))
     return f"{int(width * shrink) // 16 * 16}x{int(height * shrink) // 16 * 16}"
+
+
+def request_of(
+    defaults: Request,
+    prompt: str,
+    *,
+    seconds: float | None = None,
+    frames: int | None = None,
+    fps: float | Fraction | str | None = None,
+    **given: Any,
+) -> Request:
+    """A request with `defaults` for what is not given, or None. Raises UserError for any value that cannot be."""
+    rate = defaults.fps if fps is None else read_fps(fps)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    length = frames_of(seconds, frames, rate, defaults.frames)
+    return replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
+
+
+def known_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a model folder that a Request has; raises UserError for a frame rate that none can be."""
+    names = ("width", "height", "frames", "steps", "sampler", "guidance_scale", "guidance_rescale")
+    values = {name: defaults[name] for name in names if name in defaults}
+    if "guidance_interval" in defaults:
+        values["guidance_interval"] = tuple(defaults["guidance_interval"])  # JSON gives lists
+    return {**values, "fps": read_fps(defaults.get("fps", Request.fps))}
+
+
+def window_of(defaults: Mapping[str, Any]) -> int:
+    """Latent frames that a model paints at once: its `window`, or the length that it was trained on."""
+    trained = VideoShape(int(defaults.get("frames", TRAINED.frames)), 16, 16)
+    return int(defaults.get("window", trained.latent().frames))
+
+
+LONG = ("auto", "whole", "sliding", "long-range", "hierarchy")  # plans of generate.long, named here without torch
+
+
+def how_of(how: str, frames: int, defaults: Mapping[str, Any]) -> str:
+    """The plan for a video of so many latent frames. "auto" cuts up what is longer than the window of a model that
+    was trained for it; any other model paints everything at once. Raises UserError for an unknown plan."""
+    if how not in LONG:
+        near = (difflib.get_close_matches(how, LONG, 1) or LONG)[0]
+        raise UserError(f"--long {how[:40]!r}: unknown; the nearest is {near}")
+    if how != "auto":
+        return how
+    return "hierarchy" if "window" in defaults and frames > window_of(defaults) else "whole"
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise UserError for a prompt that says nothing."""
+    if not prompt.strip():
+        raise UserError('PROMPT is empty: say what the video shows, for example "a red ball rolls to the right"')
 
 
 def check_text(argument: str, text: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from worldline.checkpoints.folder import Parts, SchedulerConfig, save_pretrained
 from worldline.diffusion.path import RectifiedFlow, add_noise, target
-from worldline.diffusion.timesteps import logit_normal, resolution_shift, shift, unshift
+from worldline.diffusion.timesteps import logit_normal, shift, unshift
 from worldline.dit.conditions import per_channel, place_known, random_mask
 from worldline.dit.model import DiT, DiTConfig
 from worldline.dit.patchify import grid, pack
@@ -53,7 +53,9 @@ class DiTPlan:
     encoder: str = "words"  # words: a WordTransformer trained along; minilm: frozen, its package installed
     text: WordConfig = field(default_factory=lambda: WordConfig(words=()))  # words and width are filled in
     clips: ClipsPlan = field(default_factory=lambda: ClipsPlan(count=65_536))
-    shapes: tuple[str, ...] = ()  # more than that of `clips`: "96x64x17" or, 9 latent frames of up to 961, "64x64x961/9"
+    shapes: tuple[
+        str, ...
+    ] = ()  # more than that of `clips`: "96x64x17" or, 9 latent frames of up to 961, "64x64x961/9"
     shares: tuple[float, ...] = (1.0,)  # of the samples: of `clips`, then of each of `shapes`
     shape_clips: int = 8192  # clips of each of `shapes`
     frames: str = ""  # folder of clips that a VAE run rendered, used where they fit instead of rendering again
@@ -155,11 +157,8 @@ def assemble(
     known = pack([sample.clean * sample.mask for sample in samples], patch).tokens  # (N, D)
     cells = pack([sample.mask for sample in samples], patch).tokens  # (N, P)
     lengths = clean.cu_seqlens.diff()
-    if plan.base_tokens:
-        shifts = torch.tensor([resolution_shift(n, plan.base_tokens, plan.shift) for n in lengths.tolist()])
-        times = shift(times, shifts)
-    else:
-        times = shift(times, plan.shift)
+    shifts = [SchedulerConfig(shift=plan.shift, base_tokens=plan.base_tokens).shift_at(n) for n in lengths.tolist()]
+    times = shift(times, torch.tensor(shifts))
     times = times.repeat_interleave(lengths)  # (N,)
     eps = torch.randn(clean.tokens.shape, generator=noise)
     noisy, timestep = place_known(add_noise(FLOW, clean.tokens, eps, times), times, known, cells)
@@ -197,7 +196,8 @@ def choose(
     tokens = [math.prod(grid(shape, plan.config.patch)) for shape in shapes]
     sizes = [n // shape[1] if image else n for n, shape in zip(tokens, shapes, strict=True)]
     shares = np.array([share * (not image or cache.images) for share, cache in zip(plan.shares, caches, strict=True)])
-    kinds, left = [], plan.batch * tokens[0]
+    kinds: list[int] = []
+    left = plan.batch * tokens[0]
     while left > 0:
         kind = int(rng.choice(len(caches), p=shares / shares.sum()))
         left -= sizes[kind]
@@ -332,7 +332,10 @@ def train(
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
         validate=lambda averaged: validate(plan, averaged, unseen_latents, whitening, device),
-        gflop=3 * plan.batch * model.dit.flops(math.prod(grid(caches[0].values.shape, plan.config.patch)), TEXT_TOKENS) / 1e9,
+        gflop=3
+        * plan.batch
+        * model.dit.flops(math.prod(grid(caches[0].values.shape, plan.config.patch)), TEXT_TOKENS)
+        / 1e9,
         peak=matmul_peak(device, DTYPES[plan.dtype]),
     )
     hooks = hooks_of(plan.loop, {name: wrapped(call) for name, call in (callbacks or {}).items()})
@@ -351,9 +354,9 @@ def shapes_of(plan: DiTPlan) -> dict[str, ClipsPlan]:
         if match is None:
             raise UserError(f"shapes: {shape[:40]!r} is not WIDTHxHEIGHTxFRAMES; write 96x64x17, or 64x64x961/9")
         width, height, frames, groups = (int(value or 0) for value in match.groups())
-        size = {"width": width, "height": height, "frames": frames, "groups": groups}
         seed = plan.clips.seed + SEED_STEP * number  # other scenes than those of the other shapes
-        plans[shape] = replace(plan.clips, count=plan.shape_clips, seed=seed, **size)
+        clips = replace(plan.clips, count=plan.shape_clips, seed=seed)
+        plans[shape] = replace(clips, width=width, height=height, frames=frames, groups=groups)
     return plans
 
 

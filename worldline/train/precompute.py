@@ -101,7 +101,7 @@ def excerpt_at(plan: ClipsPlan, index: int) -> Excerpt:
     return Excerpt(last + 1, tuple(times.tolist()))
 
 
-def frames_of_times(times: Sequence[int]) -> np.ndarray:
+def frames_of_times(times: Sequence[int] | np.ndarray) -> np.ndarray:
     """(G, 4) numbers of the frames that each latent frame covers; the first holds frame 0 alone, four times."""
     numbers = TEMPORAL * (np.asarray(times)[:, None] - 1) + 1 + np.arange(TEMPORAL)
     return np.maximum(numbers, 0)
@@ -151,10 +151,11 @@ def _excerpts(plan: ClipsPlan, rows: range) -> Iterator[tuple[np.ndarray, np.nda
         numbers, place = np.unique(wanted, return_inverse=True)
         shape = TEMPORAL * (excerpt.total - 1) + 1, plan.height, plan.width, plan.fps
         if plan.device == "cpu":
-            clip = render(scene, *shape, only=numbers)
+            clip = render(scene, *shape, only=numbers.tolist())
             frames, ids = clip.frames, clip.ids
         else:
-            frames, ids = (v[0].cpu().numpy() for v in render_batch([scene], *shape, device=plan.device, only=numbers))
+            drawn = render_batch([scene], *shape, device=plan.device, only=numbers.tolist())
+            frames, ids = (value[0].cpu().numpy() for value in drawn)
         yield frames[place.ravel()][None], ids[place.ravel()][None]
 
 

@@ -12,14 +12,15 @@ from worldline.errors import UserError
 from worldline.vae.model import History, Posterior, VideoVAE
 
 
-def encode_stream(vae: VideoVAE, chunks: Iterable[Tensor]) -> Iterator[Posterior]:
+def encode_stream(vae: VideoVAE, chunks: Iterable[Tensor], started: bool = False) -> Iterator[Posterior]:
     """Pixels in chunks of any length, each (B, 3, t, H, W) in [-1, 1] -> posteriors, fields (B, C, t', H', W').
 
     Joined along time they equal `vae.encode` of the whole video: a chunk's frames wait until they fill groups of
     four, and the last group is completed by repeating its last frame. Frames of the rest of a stream never change
-    what was given out.
+    what was given out. A `started` stream has no first frame: it comes out of the middle of a video, at a group.
     """
     history, waiting = History(), None
+    history.started = started
     for chunk in chunks:
         waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=2)
         frames = waiting.shape[2]

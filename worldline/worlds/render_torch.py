@@ -47,7 +47,7 @@ def render_batch(
 ) -> tuple[Tensor, Tensor]:
     """Draw `scenes` on `device`: frames uint8 (B, T, H, W, 3) and ids uint8 (B, T, H, W), as `render.Clip` has them.
 
-    `only`: numbers of the frames that are drawn, T of them. Takes about 1 kB of the device's memory per pixel and frame.
+    `only`: numbers of the frames that are drawn. Takes about 1 kB of the device's memory per pixel and frame.
     """
     drawn = range(frames) if only is None else only
     world = _stack(scenes, frames, fps, drawn, torch.device(device))

@@ -1,0 +1,111 @@
+"""A video to be painted: which of its pixels are known, and what the model sees of that. Every edit is a canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldline.errors import UserError
+from worldline.shapes import VideoShape
+
+TEMPORAL, SPATIAL, SNAP = 4, 8, 16  # pixels of a latent cell along time and space, and of a token's side
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """`frames` uint8 (T, H, W, 3), of which the pixels in `known` bool (T, H, W) stand; the rest may hold anything."""
+
+    frames: np.ndarray
+    known: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[3] != 3 or not self.frames.size:
+            raise UserError(f"frames must be uint8 (T, H, W, 3), not {self.frames.dtype} {self.frames.shape}")
+        if self.known.dtype != bool or self.known.shape != self.frames.shape[:3]:
+            raise UserError(f"known must be bool {self.frames.shape[:3]}, not {self.known.dtype} {self.known.shape}")
+
+    @property
+    def shape(self) -> VideoShape:
+        return VideoShape(*self.frames.shape[:3])
+
+    def padded(self) -> Canvas:
+        """The least canvas that divides (4k+1 frames, sides of 16 pixels), its far edges repeated."""
+        snapped = self.shape.snapped(TEMPORAL, SNAP)
+        size = (snapped.frames, snapped.height, snapped.width)
+        missing = [(0, want - have) for want, have in zip(size, self.known.shape, strict=True)]
+        if not any(after for _, after in missing):
+            return self
+        frames = np.pad(self.frames, [*missing, (0, 0)], mode="edge")
+        return Canvas(frames, np.pad(self.known, missing, mode="edge"))
+
+    def cells(self) -> np.ndarray:
+        """bool (T', H', W') of a padded canvas: latent cells whose pixels are all known."""
+        _, h, w = self.known.shape
+        groups = np.concatenate([np.repeat(self.known[:1], TEMPORAL - 1, axis=0), self.known])
+        cells = groups.reshape(-1, TEMPORAL, h // SPATIAL, SPATIAL, w // SPATIAL, SPATIAL)
+        return np.asarray(cells.all((1, 3, 5)))
+
+    def filled(self) -> np.ndarray:
+        """The frames with unknown pixels as the nearest known ones of their frame, unknown frames as the nearest
+        that has some: an autoencoder sees beyond a cell, and shall see nothing foreign there."""
+        some = np.flatnonzero(self.known.any((1, 2)))
+        if not len(some):
+            return self.frames
+        out = self.frames.copy()
+        for t in some:
+            if not self.known[t].all():
+                from scipy import ndimage
+
+                rows, columns = ndimage.distance_transform_edt(
+                    ~self.known[t], return_distances=False, return_indices=True
+                )
+                out[t] = out[t, rows, columns]
+        times = np.arange(len(out))
+        after = some[np.searchsorted(some, times).clip(max=len(some) - 1)]
+        before = some[(np.searchsorted(some, times, side="right") - 1).clip(min=0)]
+        filled: np.ndarray = out[np.where(abs(after - times) < abs(times - before), after, before)]
+        return filled
+
+    def restored(self, video: np.ndarray, first: int = 0) -> np.ndarray:
+        """Painted frames uint8 (t, H, W, 3) from number `first` on, with what is known put back bit for bit."""
+        rows = slice(first, first + len(video))
+        return np.where(self.known[rows, ..., None], self.frames[rows], video)
+
+
+def timeline(pieces: Sequence[np.ndarray | int], size: tuple[int, int] | None = None) -> Canvas:
+    """Known frames (t, H, W, 3) and numbers of unknown ones, in turn; `size` (H, W) where all are unknown."""
+    shown = [piece for piece in pieces if not isinstance(piece, int)]
+    height, width = shown[0].shape[1:3] if shown else size or (0, 0)
+    frames = [np.zeros((p, height, width, 3), np.uint8) if isinstance(p, int) else p for p in pieces]
+    known = [
+        np.full((len(part), height, width), not isinstance(p, int)) for p, part in zip(pieces, frames, strict=True)
+    ]
+    return Canvas(np.concatenate(frames), np.concatenate(known))
+
+
+def runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """(first, stop) of every run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(flags, int), [0]])))
+    return [(int(first), int(stop)) for first, stop in edges.reshape(-1, 2)]
+
+
+def fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture uint8 (h, w, 3) scaled to cover (height, width) and cropped at its centre; raises UserError."""
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        found = f"{picture.dtype} {picture.shape}"
+        raise UserError(f"image: expected uint8 (H, W, 3), found {found}; read it with worldline.media.read.read_image")
+    if picture.shape[:2] == (height, width):
+        return picture
+    import torch
+    import torch.nn.functional as F
+
+    scale = max(height / picture.shape[0], width / picture.shape[1])
+    size = max(height, round(picture.shape[0] * scale)), max(width, round(picture.shape[1] * scale))
+    pixels: Any = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()  # (1, 3, h, w)
+    pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)[0]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    pixels = pixels[:, top : top + height, left : left + width].round().clamp(0, 255)
+    return pixels.to(torch.uint8).permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
