@@ -155,3 +155,33 @@ def test_flops_count_every_matmul() -> None:
     # Timestep embedding and learned positions are left out: they do not grow with width squared times tokens.
     assert model.flops(8, 5) == pytest.approx(counter.get_total_flops(), rel=0.45)
     assert model.flops(8, 5) <= counter.get_total_flops()
+
+
+CHOICES = {
+    "factorised": {"factorised": True},
+    "sinusoidal": {"rotary": False, "sinusoidal": True, "learned_positions": (0, 0, 0)},
+    "learned alone": {"rotary": False},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_choices_of_position_and_attention_pack_as_well(choice: str) -> None:
+    model = awake(replace(CONFIG, **CHOICES[choice]))  # type: ignore[arg-type]
+    together = model(**RAGGED)
+    lengths = RAGGED["cu_seqlens"].diff().tolist()
+    for i, part in enumerate(together.split(lengths)):
+        torch.testing.assert_close(part, model(**sample(RAGGED, i)), atol=1e-4, rtol=1e-4)
+    moved = {**RAGGED, "coords": RAGGED["coords"].flip(0)}
+    assert (model(**moved) - together).abs().max() > 1e-3
+
+
+def test_factorised_attention_looks_back_only() -> None:
+    model = awake(replace(CONFIG, factorised=True))
+    batch = inputs([(3, 4, 4)], [3])
+    later = {**batch, "tokens": batch["tokens"].clone()}
+    later["tokens"][8:] += 1.0  # the last of three frames of four tokens
+    before, after = model(**batch), model(**later)
+    torch.testing.assert_close(after[:8], before[:8], atol=1e-5, rtol=1e-5)
+    earlier = {**batch, "tokens": batch["tokens"].clone()}
+    earlier["tokens"][:4] += 1.0
+    assert (model(**earlier)[8:] - before[8:]).abs().max() > 1e-3

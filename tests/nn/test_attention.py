@@ -76,3 +76,16 @@ def test_segments_remember_lengths() -> None:
     segments = Segments(cumulative([2, 0, 3]))
     assert segments.lengths == [2, 0, 3]
     assert [len(rows) for rows in segments.split(torch.zeros(5), [(0, 2), (2, 3)])] == [2, 3]
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored scores", "fused kernel"])
+def test_causal_queries_see_no_later_key(stored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not stored:
+        monkeypatch.setattr(module, "MAX_STORED_SCORES", 0)
+    (q, k, v), cu, _ = draw([3, 5], None)
+    got = attention(q, k, v, cu, causal=True)
+    for first, length in ((0, 3), (3, 5)):
+        for i in range(length):
+            seen = slice(first, first + i + 1)
+            alone = attention(q[first + i : first + i + 1], k[seen], v[seen], cumulative([1]), cumulative([i + 1]))
+            torch.testing.assert_close(got[first + i], alone[0], atol=1e-6, rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from worldline.errors import UserError
 from worldline.nn.attention import Segments, attention
 from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, add_gated, modulate, rms_normalise
-from worldline.nn.rope import Rope, normalise_rotate, rope_tables
+from worldline.nn.rope import Rope, normalise_rotate, rope_tables, sincos
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,12 @@ class DiTConfig:
         bias: whether the blocks' matrices carry biases; the modulation's shifts do most of their work.
         rope_axes: channels of a head for (t, h, w); must sum to the head dimension.
         rope_theta: base of the rotary frequencies.
+        rotary: whether queries and keys are rotated by their positions.
+        sinusoidal: whether fixed sines and cosines of the position are added to the tokens.
         learned_positions: rows of the learned absolute tables for (t, h, w); farther tokens read the last
             row, and 0 rows leave an axis to the rotary positions alone.
         gate_init: opening of the residual gates before training.
+        factorised: attention in turn inside a frame and, causally, over the frames at one place; else all to all.
     """
 
     in_channels: int = 16
@@ -45,8 +49,11 @@ class DiTConfig:
     bias: bool = False
     rope_axes: tuple[int, int, int] = (16, 24, 24)
     rope_theta: float = 100.0
+    rotary: bool = True
+    sinusoidal: bool = False
     learned_positions: tuple[int, int, int] = (32, 32, 32)
     gate_init: float = 0.3
+    factorised: bool = False
 
     def __post_init__(self) -> None:
         # A config read from JSON brings lists.
@@ -80,6 +87,30 @@ XL = replace(TINY, width=1152, depth=28, heads=16, rope_axes=(24, 24, 24), rope_
 PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE, "xl": XL}
 
 
+class View(NamedTuple):
+    """Which tokens attend to each other: those of a segment, taken in `order` (N,) and then causally where given."""
+
+    segments: Segments
+    order: Tensor | None = None
+
+
+def factorised_views(coords: Tensor, cu_seqlens: Tensor) -> tuple[View, View]:
+    """Inside each frame, and over the frames of each place (TimeSformer's divided attention, Bertasius et al. 2021)."""
+    sample = torch.arange(len(cu_seqlens) - 1, device=coords.device).repeat_interleave(cu_seqlens.diff())
+    t, h, w = coords.unbind(1)
+    sides = coords.amax(0) + 1
+    frame = sample * sides[0] + t
+    place = (sample * sides[1] + h) * sides[2] + w
+    order = (place * sides[0] + t).argsort()
+    return View(Segments(_bounds(frame))), View(Segments(_bounds(place[order])), order)
+
+
+def _bounds(labels: Tensor) -> Tensor:
+    """Cumulative lengths of the runs of equal labels (N,)."""
+    counts = labels.unique_consecutive(return_counts=True)[1]
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
 class SelfAttention(nn.Module):
     """Attention of a sample's tokens among themselves, with normalised and rotated queries and keys."""
 
@@ -90,13 +121,17 @@ class SelfAttention(nn.Module):
         self.gain = nn.Parameter(torch.empty(2, 1, config.head_dim))  # of queries, of keys
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, view: View) -> Tensor:
         """x (N, width) -> (N, width)."""
         qkv = self.qkv(x).view(len(x), 3 * self.heads, self.head_dim)
         # The queries' gain carries the scale of the scores, which would cost a pass of its own.
         gain = torch.cat([self.gain[0] * self.head_dim**-0.5, self.gain[1]])  # (2, head_dim)
         q, k, v = normalise_rotate(qkv, gain, rope)  # (N, heads, head_dim)
-        return self.out(attention(q, k, v, segments, scale=1.0).flatten(1))  # type: ignore[no-any-return]
+        if view.order is None:
+            return self.out(attention(q, k, v, view.segments, scale=1.0).flatten(1))  # type: ignore[no-any-return]
+        q, k, v = (x.index_select(0, view.order) for x in (q, k, v))
+        mixed = attention(q, k, v, view.segments, scale=1.0, causal=True)
+        return self.out(torch.empty_like(mixed).index_copy(0, view.order, mixed).flatten(1))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -129,12 +164,12 @@ class Block(nn.Module):
         self.mlp = MLP(config.width, round(config.width * config.mlp_ratio), config.mlp_gelu, config.bias)
         self.table = nn.Parameter(torch.empty(6, 1, config.width))
 
-    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, context: _Context) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, view: View, context: _Context) -> Tensor:
         """x (N, width), text (M, width), modulation (U, 6 * width) shared by all blocks -> (N, width)."""
         rows = context.rows.gather(modulation + self.table.flatten())  # (runs, 1, 6 * width)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.chunk(6, dim=-1)
         h = modulate(rms_normalise(x), shift1, scale1)  # (N, width)
-        x = add_gated(x, gate1, self.attention(h, context.rope, context.segments))
+        x = add_gated(x, gate1, self.attention(h, context.rope, view))
         x = x + self.cross(rms_normalise(x), text, context.segments, context.text_segments)
         h = modulate(rms_normalise(x), shift2, scale2)
         return add_gated(x, gate2, self.mlp(h))
@@ -231,15 +266,16 @@ class DiT(nn.Module):
         unique, index = torch.unique(timestep, return_inverse=True)  # (U,), (N,)
         context = _Context(
             rows=RowIndex(index, len(unique), dtype),
-            rope=rope_tables(coords, self.config.rope_axes, self.config.rope_theta, dtype),
+            rope=rope_tables(coords * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
             segments=Segments(cu_seqlens),
             text_segments=Segments(cu_text),
         )
         time = F.silu(self.time(unique))  # (U, width)
         modulation = self.modulation(time)  # (U, 6 * width)
         states = rms_normalise(self.text(rms_normalise(text.to(dtype))))  # (M, width)
-        for block in self.blocks:
-            x = block(x, states, modulation, context)
+        views = factorised_views(coords, cu_seqlens) if self.config.factorised else (View(context.segments),)
+        for i, block in enumerate(self.blocks):
+            x = block(x, states, modulation, views[i % len(views)], context)
             if trace is not None:
                 trace.append(x)
         shift, scale = context.rows.gather(self.final(time)).chunk(2, dim=-1)  # (runs, 1, width)
@@ -252,6 +288,8 @@ class DiT(nn.Module):
         mask = tokens.new_zeros(len(tokens), self.config.cells) if mask is None else mask
         dtype = self.embed.weight.dtype
         x = self.embed(torch.cat([tokens.to(dtype), known.to(dtype), mask.to(dtype)], dim=-1))
+        if self.config.sinusoidal:
+            x = x + sincos(coords, self.config.width, dtype)
         # One matmul reads all tables and sums their gradients in fp32.
         tables = torch.cat(list(self.positions))  # (rows of all axes, width)
         one_hot = torch.zeros(len(x), len(tables), dtype=dtype, device=x.device)

@@ -133,6 +133,7 @@ def attention(
     cu_q: Tensor | Segments,
     cu_k: Tensor | Segments | None = None,
     scale: float | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """Attention inside each sample of a packed sequence.
 
@@ -145,6 +146,7 @@ def attention(
         cu_q: (B+1,) cumulative query lengths, or the `Segments` made from them.
         cu_k: the same for keys; None means those of the queries.
         scale: of the scores; None means 1 / sqrt(dim), 1.0 that the queries already carry it.
+        causal: a query sees no key behind its own place; only where queries and keys are the same tokens.
 
     Returns:
         (N, heads, dim). A sample without keys gives zeros.
@@ -162,7 +164,7 @@ def attention(
             continue
         key, absent = keys.batch(part_k, *run)
         value, _ = keys.batch(part_v, *run)
-        out.append(_dense(queries.batch(part_q, *run)[0], key, value, absent, scale).flatten(0, 1))
+        out.append(_dense(queries.batch(part_q, *run)[0], key, value, absent, scale, causal).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
@@ -174,15 +176,19 @@ def _runs(queries: Segments, keys: Segments) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(kinds)], strict=True))
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Absent | None, scale: float) -> Tensor:
+def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Absent | None, scale: float, causal: bool) -> Tensor:
     """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim) -> (b, n, heads, dim)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, n, dim)
     # On a CPU the fused kernel's backward is five times slower than storing short scores.
     if q.device.type != "cpu" or q.shape[2] * k.shape[2] > MAX_STORED_SCORES:
         present = None if absent is None else ~absent.where[:, None, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=present, scale=scale).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=present, scale=scale, is_causal=causal)
+        return mixed.transpose(1, 2)
     scores = (q if scale == 1.0 else q * scale) @ k.transpose(-1, -2)  # (b, heads, n, m)
     if absent is not None:
         scores = scores + absent.bias(q.dtype)
+    if causal:
+        later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
     weights: Tensor = _Softmax.apply(scores) if torch.is_grad_enabled() else _softmax(scores)  # type: ignore[no-untyped-call]
     return (weights @ v).transpose(1, 2)

@@ -43,6 +43,16 @@ def rope_tables(coords: Tensor, axes: Sequence[int], theta: float, dtype: torch.
     return Rope(torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype))
 
 
+def sincos(coords: Tensor, width: int, dtype: torch.dtype, theta: float = 10_000.0) -> Tensor:
+    """Fixed positions (N, width): sines and cosines of each of A coordinates (N, A) in its own band (Vaswani et al.
+    2017, section 3.5, per axis as in MAE and DiT); channels that do not divide stay zero."""
+    band = width // (2 * coords.shape[1])
+    frequency = theta ** -(torch.arange(band, device=coords.device) / band)
+    angle = coords[:, :, None].float() * frequency  # (N, A, band)
+    out = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(1)
+    return torch.nn.functional.pad(out, (0, width - out.shape[1])).to(dtype)
+
+
 def _turn(x: Tensor) -> Tensor:
     """The other channel of each pair (i, i + D/2); its own inverse."""
     return x.roll(x.shape[-1] // 2, -1)
