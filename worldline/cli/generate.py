@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,36 @@ def run_generate(args: argparse.Namespace) -> None:
     pipeline = load(folder)
     for line in pipeline.hints(request):
         note(line)
+    long = how_of(args.long, request.padded.latent().frames, defaults) != "whole" and out.suffix.lower() == ".mp4"
     with progress("sampling") as update:
+        if long:
+            return _write_long(args, pipeline, request, image, out, update)
         result = pipeline.run(request, image=image, progress=update, how=args.long)
     save(args, result, out, started)
+
+
+def _write_long(args: argparse.Namespace, pipeline: Any, request: Any, image: Any, out: Path, update: Any) -> None:
+    """Videos that are written while they are made, one after the other."""
+    from worldline.generate.request import numbered
+    from worldline.generate.unfinished import unfinished, write_long
+    from worldline.media.preview import contact_sheet
+    from worldline.media.read import read_video
+    from worldline.media.write import growing, write_image
+
+    sheet, files = _sheet_path(args, out), numbered(out, request.num_videos)
+    for i, file in enumerate(files):
+        kept = "; goes on where it stopped" if unfinished(file).exists() else ""
+        note(f"watch it grow in {growing(file)}; after an interruption the same command goes on{kept}")
+        one = replace(request, seed=request.seed + i, num_videos=1)
+        write_long(pipeline, one, file, image, args.long, update, args.overwrite)
+    if sheet is not None:
+        write_image(sheet, contact_sheet([read_video(file).frames for file in files], [request.prompt] * len(files)))
+    data = {**pipeline.record(request), "output": [str(file) for file in files], "sheet": sheet and str(sheet)}
+    shape = f"{request.width}x{request.height}, {request.frames} frames at {float(request.fps):g} fps"
+    lines = [f"{file}  ({shape}, seed {request.seed + i})" for i, file in enumerate(files)]
+    emit(
+        args, {**data, "timings": pipeline.timings}, "\n".join(lines + ([f"{sheet}  (contact sheet)"] if sheet else []))
+    )
 
 
 def save(args: argparse.Namespace, result: Any, out: Path, started: float | None = None) -> None:

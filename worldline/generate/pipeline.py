@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from worldline.checkpoints.folder import Parts, load_parts, model_hash
@@ -28,6 +29,7 @@ from worldline.generate.long import Step, paint, plan, seed_of
 from worldline.generate.request import Request, check_prompt, how_of, known_defaults, request_of, window_of
 from worldline.generate.result import Result
 from worldline.media.provenance import provenance
+from worldline.media.write import write_bytes
 from worldline.nn.memory import keep_freed_memory
 from worldline.shapes import VideoShape
 from worldline.text import CachedText, TextStates
@@ -145,12 +147,14 @@ class Pipeline:
             videos = self.draw([request.prompt] * len(seeds), seeds, Drawing.of(request), canvas, progress)
             videos = [video[: request.frames, : request.height, : request.width] for video in videos]
         else:
-            canvas = canvas or timeline([request.frames], (request.height, request.width))
             asked = [replace(request, seed=seed) for seed in seeds]
-            videos = [np.concatenate(list(self.paint(canvas, one, how, progress=progress))) for one in asked]
+            videos = [np.concatenate(list(self.stretch(one, image, how, progress))) for one in asked]
+        return Result(videos, request.fps, self.record(request, image=image is not None), dict(self.timings))
+
+    def record(self, request: Request, **more: Any) -> dict[str, Any]:
+        """What the files of a request say of their making."""
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
-        record = provenance(request.prompt, request.seed, self.model_hash, **settings, image=image is not None)
-        return Result(videos, request.fps, record, dict(self.timings))
+        return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
 
     def answer(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults: what an evaluation asks for."""
@@ -192,19 +196,37 @@ class Pipeline:
         keep: bool = True,
         progress: Progress | None = None,
     ) -> Iterator[np.ndarray]:
-        """The canvas painted, uint8 (t, H, W, 3) in order of time, in memory that does not grow with its length.
+        """The canvas painted, uint8 (t, H, W, 3) in order of time.
 
         Args:
             request: prompt, seed and settings; size and length are the canvas's.
-            how: a plan of `generate.long`.
+            how: a plan of `generate.long`, or "auto".
             start, strength: whitened latents of the padded canvas to begin from, and how much noise they get.
             keep: put known pixels back bit for bit; else they are what the autoencoder makes of them.
         """
-        padded = canvas.padded()
-        conditions = self.condition(padded)
+        padded, size, first = canvas.padded(), canvas.shape, 0
+        drawing = replace(Drawing.of(request), shape=padded.shape, strength=strength)
+        for chunk in self.stream(self.condition(padded), request, drawing, how, start, progress):
+            shown = padded.restored(chunk, first) if keep else chunk
+            yield shown[: max(0, size.frames - first), : size.height, : size.width]
+            first += len(chunk)
+
+    def stream(
+        self,
+        conditions: Conditions,
+        request: Request,
+        drawing: Drawing,
+        how: str = "auto",
+        start: Tensor | None = None,
+        progress: Progress | None = None,
+        store: Path | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Pixels uint8 (t, H, W, 3) of a timeline of any length, in memory that does not grow with it but for latents.
+
+        `store`: a folder that keeps the latents of every finished step; those that it holds are not made again.
+        """
         finished = conditions.mask.flatten(2).amin((0, 2)).bool().tolist()
         steps = plan(finished, self.window, self.plan_for(len(finished), how))
-        drawing = replace(Drawing.of(request), shape=padded.shape, strength=strength)
 
         def sample(number: int, step: Step, part: Conditions) -> Tensor:
             def report(done: int) -> None:
@@ -215,11 +237,38 @@ class Pipeline:
             seeds = [seed_of(request.seed, number)]
             return self.sample([request.prompt], seeds, drawing, part, report, step.times, begin)[0]
 
-        first, size = 0, canvas.shape
-        for chunk in self.decode(piece for _, piece in paint(conditions, steps, sample)):
-            shown = padded.restored(chunk, first) if keep else chunk
-            yield shown[: max(0, size.frames - first), : size.height, : size.width]
+        def recalled(number: int, step: Step, part: Conditions) -> Tensor:
+            file = (store or Path()) / f"step-{number:05d}.safetensors"
+            if not file.exists():
+                write_bytes(file, save({"latents": sample(number, step, part)}))
+            return load_file(file)["latents"]
+
+        pieces = paint(conditions, steps, sample if store is None else recalled)
+        yield from self.decode(piece for _, piece in pieces)
+
+    def stretch(
+        self,
+        request: Request,
+        image: np.ndarray | None = None,
+        how: str = "auto",
+        progress: Progress | None = None,
+        store: Path | None = None,
+    ) -> Iterator[np.ndarray]:
+        """`generate` for one long video: pixels uint8 (t, H, W, 3) as they are finished; `store` as in `stream`."""
+        drawing = Drawing.of(request)
+        latent = drawing.shape.latent()
+        conditions = none((self.dit.config.in_channels, latent.frames, latent.height, latent.width))
+        picture = None if image is None else fitted(image, request.height, request.width)
+        if picture is not None:
+            known = self.condition(timeline([picture[None]]))
+            conditions.known[:, :1], conditions.mask[:, :1] = known.known, known.mask
+        first = 0
+        for chunk in self.stream(conditions, request, drawing, how, None, progress, store):
+            shown = chunk[: request.frames - first, : request.height, : request.width]
+            if picture is not None and first == 0:
+                shown = np.concatenate([picture[None], shown[1:]])
             first += len(chunk)
+            yield shown
 
     # ---- the chain -----------------------------------------------------------------------------
 

@@ -92,6 +92,32 @@ def write_video(
         _encode(temporary, _checked(frames), rate, metadata or {}, crf)
 
 
+def write_growing(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    fps: float | Fraction,
+    metadata: dict[str, Any] | None = None,
+    crf: int = 14,
+    overwrite: bool = True,
+) -> None:
+    """As `write_video`, for frames that come slowly: until the last one `growing(path)` can be played as far as it is.
+
+    It is written in fragments of a second (ISO/IEC 14496-12, 8.8) and copied, not encoded again, into the finished
+    file. It stays behind where the frames break off.
+    """
+    target = check_writable(path, overwrite, (".mp4", ".m4v", ".mov"))
+    rate, part = exact_rate(fps), growing(path)
+    _encode(part, _checked(frames), rate, metadata or {}, crf, fragments=True)
+    with _atomic(target) as temporary:
+        _copy(part, temporary)
+    part.unlink()
+
+
+def growing(path: str | Path) -> Path:
+    """Where `write_growing` keeps what is finished so far: out.part.mp4 beside out.mp4."""
+    return Path(path).with_suffix(f".part{Path(path).suffix}")
+
+
 def write_gif(
     path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction,
     metadata: dict[str, Any] | None = None, overwrite: bool = True,
@@ -172,19 +198,31 @@ def exact_rate(fps: float | Fraction) -> Fraction:
 # ---- encoding --------------------------------------------------------------------------------------
 
 
-def _encode(path: Path, frames: Iterator[np.ndarray], rate: Fraction, metadata: dict[str, Any], crf: int) -> None:
+def _encode(
+    path: Path,
+    frames: Iterator[np.ndarray],
+    rate: Fraction,
+    metadata: dict[str, Any],
+    crf: int,
+    fragments: bool = False,
+) -> None:
     import av
     from av.video.stream import VideoStream
 
     first = next(frames)
     height, width = first.shape[:2]
     record = {**metadata, "size": [width, height]}
-    options = {"movflags": "faststart+use_metadata_tags", "fflags": "+bitexact"}
+    layout = "frag_keyframe+empty_moov+default_base_moof" if fragments else "faststart"
+    options = {"movflags": f"{layout}+use_metadata_tags", "fflags": "+bitexact"}
+    if fragments:
+        options["flush_packets"] = "1"
     with av.open(f"file:{path}", "w", format="mp4", options=options) as container:
         container.metadata.update(to_tags(record))
         settings = {"crf": str(crf), "preset": "medium", "threads": str(ENCODER_THREADS)}
         # Without this x264's macroblock tree takes a SIMD path whose result depends on leftover heap contents.
         settings["x264-params"] = "cpu-independent=1"
+        if fragments:
+            settings["g"] = str(max(1, round(rate)))  # a key frame, and so a fragment, every second
         stream = container.add_stream("libx264", rate=rate, options=settings)
         assert isinstance(stream, VideoStream)
         context = stream.codec_context
@@ -197,6 +235,20 @@ def _encode(path: Path, frames: Iterator[np.ndarray], rate: Fraction, metadata: 
             picture.pts, picture.time_base = index, 1 / rate
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The packets and tags of one mp4 in another that can be played from its start."""
+    import av
+
+    options = {"movflags": "faststart+use_metadata_tags", "fflags": "+bitexact"}
+    with av.open(f"file:{source}") as old, av.open(f"file:{target}", "w", format="mp4", options=options) as new:
+        new.metadata.update({key: value for key, value in old.metadata.items() if key in (KEY, "comment")})
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
 
 
 def _yuv(frame: np.ndarray) -> Any:
