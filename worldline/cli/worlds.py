@@ -110,17 +110,23 @@ def add_eval(verbs: Verbs) -> None:
     add("--model", default=None, help="model folder; the shipped model unless given")
     add("--n", type=number("--n", True, "64"), default=256, help="how many prompts")
     add("--seed", type=number("--seed", True, "0"), default=0, help="seed of the prompts and of the videos")
+    add("--size", default=None, help="WIDTHxHEIGHT in pixels; the model's own size unless given")
+    add("--seconds", type=number("--seconds"), default=None, help="length; the model's own length unless given")
     add("--out", default=None, help="folder for table, JSON, plot and contact sheet of failures")
 
 
 def run_eval_worlds(args: argparse.Namespace) -> None:
     """Generate a video for each held-out prompt and let the verifier judge."""
     from worldline.checkpoints import layout
-    from worldline.generate.request import check_range
+    from worldline.generate.request import Request, check_range, known_defaults, read_size, request_of
 
     check_range("--n", args.n, 2, 100_000, whole=True)
     check_range("--seed", args.seed, 0, 2**62, whole=True)
     folder = layout.check(args.model)
+    shape = {"seconds": args.seconds}
+    if args.size is not None:
+        shape["width"], shape["height"] = read_size(args.size)
+    request_of(Request("", **known_defaults(layout.read_json(folder / layout.INDEX).get("defaults", {}))), "", **shape)
 
     from worldline.eval.runner import prepare_folder, run_worlds
     from worldline.generate.pipeline import load
@@ -131,7 +137,7 @@ def run_eval_worlds(args: argparse.Namespace) -> None:
     pipeline = load(folder)
     with progress("judging") as update:
         report = run_worlds(
-            pipeline.answer,
+            lambda prompts, seeds: pipeline.answer(prompts, seeds, **shape),
             n=args.n,
             seed=args.seed,
             out=out,
@@ -139,5 +145,5 @@ def run_eval_worlds(args: argparse.Namespace) -> None:
             fps=float(pipeline.defaults.fps),
             progress=lambda _, done, total: update(done, total),
         )
-    data = {"model": str(folder), "model_hash": pipeline.model_hash, "seed": args.seed, **report.as_dict()}
+    data = {"model": str(folder), "model_hash": pipeline.model_hash, "seed": args.seed, **shape, **report.as_dict()}
     emit(args, data, report.table())

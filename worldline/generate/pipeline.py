@@ -156,9 +156,10 @@ class Pipeline:
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
         return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
 
-    def answer(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
-        """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults: what an evaluation asks for."""
-        asked = self.defaults
+    def answer(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[np.ndarray]:
+        """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults but for what is `given`, as for
+        `request`: what an evaluation asks for."""
+        asked = self.request("", **given)
         videos = self.draw(prompts, seeds, Drawing.of(asked))
         return [video[: asked.frames, : asked.height, : asked.width] for video in videos]
 
