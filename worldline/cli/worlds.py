@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from worldline.cli.parser import Parser, Verbs, add_verb, emit, named, number, progress
 from worldline.errors import UserError
@@ -105,10 +107,16 @@ def run_worlds_verify(args: argparse.Namespace) -> None:
 def add_eval(verbs: Verbs) -> None:
     group: Parser = verbs.add_parser("eval", help="score a model")
     below = group.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
-    parser = add_verb(below, "worlds", run_eval_worlds, "held-out prompts -> videos -> verifier -> table")
+    about = "held-out prompts -> videos -> verifier -> table"
+    _add_scored(add_verb(below, "worlds", run_eval_worlds, about), 256)
+    about = "permanence, gravity, collisions, cameras, identity and framing, with ceilings and floors"
+    _add_scored(add_verb(below, "simulator", run_eval_simulator, about), 96)
+
+
+def _add_scored(parser: Parser, n: int) -> None:
     add = parser.add_argument
     add("--model", default=None, help="model folder; the shipped model unless given")
-    add("--n", type=number("--n", True, "64"), default=256, help="how many prompts")
+    add("--n", type=number("--n", True, "64"), default=n, help="how many prompts")
     add("--seed", type=number("--seed", True, "0"), default=0, help="seed of the prompts and of the videos")
     add("--size", default=None, help="WIDTHxHEIGHT in pixels; the model's own size unless given")
     add("--seconds", type=number("--seconds"), default=None, help="length; the model's own length unless given")
@@ -117,6 +125,23 @@ def add_eval(verbs: Verbs) -> None:
 
 def run_eval_worlds(args: argparse.Namespace) -> None:
     """Generate a video for each held-out prompt and let the verifier judge."""
+    _score(args, lambda: {})
+
+
+def run_eval_simulator(args: argparse.Namespace) -> None:
+    """Generate a video for each scene that tests what lasts, falls, bounces and stays."""
+
+    def checks() -> dict[str, Any]:
+        from worldline.eval import simulator
+
+        cases = simulator.sample_cases(args.n, args.seed)
+        return {"cases": cases, "verifier": simulator, "spoil": simulator.shuffled}
+
+    _score(args, checks)
+
+
+def _score(args: argparse.Namespace, more: Callable[[], dict[str, Any]]) -> None:
+    """Check the request, load the model, score it; `more` are arguments for `run_worlds`."""
     from worldline.checkpoints import layout
     from worldline.generate.request import Request, check_range, known_defaults, read_size, request_of
 
@@ -144,6 +169,7 @@ def run_eval_worlds(args: argparse.Namespace) -> None:
             reconstruct=pipeline.reconstruct,
             fps=float(pipeline.defaults.fps),
             progress=lambda _, done, total: update(done, total),
+            **more(),
         )
     data = {"model": str(folder), "model_hash": pipeline.model_hash, "seed": args.seed, **shape, **report.as_dict()}
     emit(args, data, report.table())

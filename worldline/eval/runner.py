@@ -15,7 +15,7 @@ from worldline.media.write import check_writable
 from worldline.worlds import verify
 
 BATCH = 16
-GROUND_TRUTH, RECONSTRUCTED = "ceiling: ground truth", "ceiling: autoencoder"
+GROUND_TRUTH, RECONSTRUCTED, SPOILT = "ceiling: ground truth", "ceiling: autoencoder", "floor: shuffled frames"
 
 # (prompts, seeds) -> one video uint8 (T, H, W, 3) for each
 Generate = Callable[[Sequence[str], Sequence[int]], Sequence[np.ndarray]]
@@ -33,15 +33,18 @@ def run_worlds(
     fps: float = 16,
     style: str = "paraphrase",
     progress: Callable[[str, int, int], None] | None = None,
+    cases: Sequence[Case] | None = None,
+    spoil: Reconstruct | None = None,
 ) -> Report:
     """Prompts, videos, verdicts, beside ground truth, the autoencoder (with `reconstruct`) and shuffled prompts.
 
-    Video i is drawn with seed `seed + i`. With `out` the report is also saved there, see Report.save; that
-    the folder can be written is checked before anything is generated. Raises UserError for an unusable `out`.
+    `cases` are `n` held-out prompts unless given; `spoil` makes a further floor of the ground truth. Video i is drawn
+    with seed `seed + i`. With `out` the report is also saved there, see Report.save; that the folder can be written
+    is checked before anything is generated. Raises UserError for an unusable `out`.
     """
     if out is not None:
         prepare_folder(out)
-    cases = sample_cases(n, seed, style)
+    cases = sample_cases(n, seed, style) if cases is None else cases
     videos = _answers(generate, cases, seed)
     first = next(videos)
     frames, height, width = first.shape[:3]
@@ -49,6 +52,8 @@ def run_worlds(
     others: dict[str, Iterator[np.ndarray]] = {GROUND_TRUTH: iter(truths)}
     if reconstruct is not None:
         others[RECONSTRUCTED] = map(reconstruct, truths)
+    if spoil is not None:
+        others[SPOILT] = map(spoil, truths)
     report = evaluate(itertools.chain([first], videos), cases, verifier, fps, others, progress)
     if out is not None:
         report.save(out)
