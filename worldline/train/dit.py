@@ -59,6 +59,7 @@ class DiTPlan:
     phases: tuple[int, ...] = (0,)  # steps from which the next values of the fields below hold
     time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more
     several: tuple[float, ...] = (1.0,)  # how often scenes of several things are drawn for one of a lone thing
+    crossing: tuple[float, ...] = (1.0,)  # how much more often still those in which one thing passes another
     guidance_scale: float = 2.5  # with the next, the model's defaults when it generates
     sampling_steps: int = 20
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
@@ -154,7 +155,7 @@ def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int)
     image = rng.random() < plan.images
     rows = plan.batch * frames if image else plan.batch  # a step of images costs as much as one of clips
     phase = bisect_right(plan.phases, step) - 1
-    index = draw(rng, latents, rows, plan.several[phase])
+    index = draw(rng, latents, rows, plan.several[phase], plan.crossing[phase])
     values = torch.from_numpy(latents.values[index]).float()
     if image:
         values = values[:, :, :1]  # the first latent frame holds the first frame alone: it is that image's latent
@@ -169,11 +170,12 @@ def make_batch(plan: DiTPlan, latents: Latents, whitening: Whitening, step: int)
     return replace(batch, layout=patchify(layouts, plan.config.patch)[0], lesson=plan.layout)
 
 
-def draw(rng: np.random.Generator, latents: Latents, rows: int, several: float) -> np.ndarray:
-    """Numbers of `rows` clips; a clip of several things comes `several` times as often as one of a lone thing."""
-    if several == 1.0:
+def draw(rng: np.random.Generator, latents: Latents, rows: int, several: float, crossing: float = 1.0) -> np.ndarray:
+    """Numbers of `rows` clips; a clip of several things comes `several` times as often as one of a lone thing, and
+    `crossing` times as often again where one passes another."""
+    if several == crossing == 1.0:
         return rng.integers(len(latents.values), size=rows)
-    weights = np.where(latents.several, several, 1.0).cumsum()
+    weights = (np.where(latents.several, several, 1.0) * np.where(latents.crossing, crossing, 1.0)).cumsum()
     return np.searchsorted(weights, rng.random(rows) * weights[-1], side="right")
 
 
@@ -317,7 +319,7 @@ def plan_check(plan: DiTPlan) -> None:
     phases = plan.phases
     if phases[:1] != (0,) or list(phases) != sorted(phases):
         raise UserError(f"phases: {phases} must be steps that rise from 0")
-    for name, values in (("time_mean", plan.time_mean), ("several", plan.several)):
+    for name, values in (("time_mean", plan.time_mean), ("several", plan.several), ("crossing", plan.crossing)):
         if len(values) != len(phases):
             raise UserError(f"{name}: {values} must hold one value for each of phases={phases}")
     if len(plan.styles) != 3 or min(plan.styles) < 0 or sum(plan.styles) <= 0:
