@@ -107,7 +107,7 @@ def test_the_layout_is_taught_where_asked(setting):
 
 def test_phases_move_the_timesteps_and_the_scenes(setting):
     plan, latents, whitening = setting
-    plan = replace(plan, phases=(0, 10), time_mean=(0.0, 3.0), several=(1.0, 50.0))
+    plan = replace(plan, phases=(0, 10), time_mean=(0.0, 3.0), several=(1.0, 50.0), crossing=(1.0, 1.0))
     early, late = (
         [task.make_batch(plan, [latents], whitening, step) for step in steps] for steps in (range(10), range(10, 20))
     )
@@ -116,6 +116,9 @@ def test_phases_move_the_timesteps_and_the_scenes(setting):
     drawn = task.draw(task.numpy_rng(0, 0, "test"), latents, 2000, 3.0)
     share = latents.several.mean()
     assert abs(latents.several[drawn].mean() - 3 * share / (1 + 2 * share)) < 0.04
+    twice = task.draw(task.numpy_rng(0, 0, "test"), latents, 2000, 1.0, 2.0)
+    share = latents.crossing.mean()
+    assert abs(latents.crossing[twice].mean() - 2 * share / (1 + share)) < 0.04
     for wrong in ({"phases": (1, 2)}, {"several": (1.0,)}, {"time_mean": (0.0,)}, {"shares": (1.0, 2.0)}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             task.plan_check(replace(plan, **wrong))

@@ -36,14 +36,15 @@ def dit() -> DiTPlan:
         frames="runs/tiny-vae/clips",
         clips=ClipsPlan(count=32_768, workers=2),
         batch=24,
-        phases=(0, 3491, 6187, 11_500),
-        time_mean=(0.0, 0.4, 0.4, 0.0),  # the middle of the run dwells on motion, which is decided in high noise
-        several=(1.0, 1.0, 2.0, 2.0),  # a lone thing is learned first
+        phases=(0, 3491, 6187, 11_500, 19_000),
+        time_mean=(0.0, 0.4, 0.4, 0.0, 0.0),  # the middle of the run dwells on motion, which is decided in high noise
+        several=(1.0, 1.0, 2.0, 2.0, 2.0),  # a lone thing is learned first
+        crossing=(1.0, 1.0, 1.0, 1.0, 5.0),  # and things that pass each other last
         nothing_known=0.85,
         images=0.15,
         layout=0.5,
         guidance_scale=3.0,
         sampling_steps=30,
         optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
-        loop=LoopPlan(steps=15_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
+        loop=LoopPlan(steps=23_500, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )

@@ -67,6 +67,7 @@ class DiTPlan:
     phases: tuple[int, ...] = (0,)  # steps from which the next values of the fields below hold
     time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more
     several: tuple[float, ...] = (1.0,)  # how often scenes of several things are drawn for one of a lone thing
+    crossing: tuple[float, ...] = (1.0,)  # how much more often still those in which one thing passes another
     guidance_scale: float = 2.5  # with the next, the model's defaults when it generates
     sampling_steps: int = 20
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
@@ -172,7 +173,7 @@ def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, s
     phase = bisect_right(plan.phases, step) - 1
     image = rng.random() < plan.images
     samples, prompts, layouts = [], [], []
-    for cache, row in choose(rng, plan, caches, image, plan.several[phase]):
+    for cache, row in choose(rng, plan, caches, image, phase):
         excerpt = cache.excerpts[row]
         # The first latent frame holds the first frame alone: it is that image's latent.
         stop = 1 if image else len(excerpt.times)
@@ -188,7 +189,7 @@ def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, s
 
 
 def choose(
-    rng: np.random.Generator, plan: DiTPlan, caches: Sequence[Latents], image: bool, several: float
+    rng: np.random.Generator, plan: DiTPlan, caches: Sequence[Latents], image: bool, phase: int
 ) -> list[tuple[Latents, int]]:
     """(cache, row) of every sample of a step: as many as hold no more tokens than `plan.batch` clips of the first
     cache, those of one size side by side. A step of images costs as much as one of clips."""
@@ -205,16 +206,17 @@ def choose(
             kinds.append(kind)
     picks = []
     for kind in sorted(set(kinds)):
-        rows = draw(rng, caches[kind], kinds.count(kind), several)
+        rows = draw(rng, caches[kind], kinds.count(kind), plan.several[phase], plan.crossing[phase])
         picks += [(caches[kind], int(row)) for row in rows]
     return picks
 
 
-def draw(rng: np.random.Generator, latents: Latents, rows: int, several: float) -> np.ndarray:
-    """Numbers of `rows` clips; a clip of several things comes `several` times as often as one of a lone thing."""
-    if several == 1.0:
+def draw(rng: np.random.Generator, latents: Latents, rows: int, several: float, crossing: float = 1.0) -> np.ndarray:
+    """Numbers of `rows` clips; a clip of several things comes `several` times as often as one of a lone thing, and
+    `crossing` times as often again where one passes another."""
+    if several == crossing == 1.0:
         return rng.integers(len(latents.values), size=rows)
-    weights = np.where(latents.several, several, 1.0).cumsum()
+    weights = (np.where(latents.several, several, 1.0) * np.where(latents.crossing, crossing, 1.0)).cumsum()
     return np.searchsorted(weights, rng.random(rows) * weights[-1], side="right")
 
 
@@ -378,7 +380,7 @@ def plan_check(plan: DiTPlan) -> None:
     phases = plan.phases
     if phases[:1] != (0,) or list(phases) != sorted(phases):
         raise UserError(f"phases: {phases} must be steps that rise from 0")
-    for name, values in (("time_mean", plan.time_mean), ("several", plan.several)):
+    for name, values in (("time_mean", plan.time_mean), ("several", plan.several), ("crossing", plan.crossing)):
         if len(values) != len(phases):
             raise UserError(f"{name}: {values} must hold one value for each of phases={phases}")
     if len(plan.shares) != 1 + len(shapes_of(plan)) or min(plan.shares) < 0 or plan.shares[0] <= 0:

@@ -220,6 +220,13 @@ class Latents:
         """(N,) bool: scenes of more than one thing."""
         return np.array([Scene.from_json(scene).count > 1 for scene in self.scenes])
 
+    @cached_property
+    def crossing(self) -> np.ndarray:
+        """(N,) bool: scenes in which a thing passes before or behind another."""
+        scenes = [Scene.from_json(scene) for scene in self.scenes]
+        passes = [s.things[0].motion in ("left", "right") and not (s.group or s.event) for s in scenes]
+        return np.array(passes) & self.several
+
 
 def cache_latents(
     plan: ClipsPlan, vae: VideoVAE, vae_hash: str, folder: Path, frames: Path | None = None, say: Say = print
