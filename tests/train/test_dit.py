@@ -142,10 +142,17 @@ def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
         lengths |= set(sizes)
         changes = sum(a != b for a, b in pairwise(sizes))
         assert changes < len(set(sizes))  # equal sizes lie side by side
-        assert len(batch.noisy) > 96 - 16
-    assert lengths == {12, 16, 4, 6}  # clips of 3x2x2 and 2x2x3 tokens (also 12), 4 frames of 2x2, images of both sizes
+        assert len(batch.noisy) > 96 / 2
+    assert lengths == {12, 16, 4, 6}  # clips of 3x2x2 and 2x2x3 tokens; 4 or 3 latent frames of 2x2; images
     farthest = max(int(task.make_batch(plan, caches, whitening, step).coords[:, 0].max()) for step in range(20))
     assert farthest > 4
+
+
+def test_a_model_of_excerpts_knows_its_window(setting):
+    plan, _, whitening = setting
+    assert "window" not in task.parts(plan, task.build(plan), VideoVAE(MICRO), whitening).defaults
+    longer = replace(plan, shapes=("32x32x65/4",), shares=(0.5, 0.5))
+    assert task.parts(longer, task.build(longer), VideoVAE(MICRO), whitening).defaults["window"] == 4
 
 
 def test_larger_samples_are_noised_more(setting):

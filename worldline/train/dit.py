@@ -29,7 +29,7 @@ from worldline.train.layout import LayoutHead, layout_loss
 from worldline.train.loop import Callback, Outcome, Task, matmul_peak
 from worldline.train.loop import train as run_task
 from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, torch_rng
-from worldline.train.precompute import ClipsPlan, Latents, cache_latents, held_out
+from worldline.train.precompute import ClipsPlan, Excerpt, Latents, cache_latents, held_out
 from worldline.train.vae import DTYPES, hooks_of
 from worldline.train.vae import load as load_vae
 from worldline.vae.latents import Whitening, pixel_importance
@@ -172,27 +172,42 @@ def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, s
     rng, noise = numpy_rng(plan.seed, step, "dit-batch"), torch_rng(plan.seed, step, "dit-noise")
     phase = bisect_right(plan.phases, step) - 1
     image = rng.random() < plan.images
-    samples, prompts, layouts = [], [], []
+    rows: list[tuple[Sample, str, Tensor]] = []
     for cache, row in choose(rng, plan, caches, image, phase):
-        excerpt = cache.excerpts[row]
         # The first latent frame holds the first frame alone: it is that image's latent.
-        stop = 1 if image else len(excerpt.times)
-        clean = whitening.forward(torch.from_numpy(cache.values.row(row)[:, :stop].astype(np.float32)))
-        mask = random_mask(rng, clean.shape, plan.nothing_known, image or excerpt.whole)
-        samples.append(Sample(clean, mask, excerpt.times[:stop]))
-        prompts.append(prompt_of(plan, cache.scenes[row], rng))
-        layouts.append(torch.from_numpy(cache.layouts.row(row)[:, :stop].copy()))
+        part = slice(0, 1) if image else stretch_of(rng, cache.excerpts[row])
+        times = cache.excerpts[row].times[part]
+        clean = whitening.forward(torch.from_numpy(cache.values.row(row)[:, part].astype(np.float32)))
+        free = image or Excerpt(cache.excerpts[row].total, times).whole
+        mask = random_mask(rng, clean.shape, plan.nothing_known, free)
+        layout = torch.from_numpy(cache.layouts.row(row)[:, part].copy())
+        rows.append((Sample(clean, mask, times), prompt_of(plan, cache.scenes[row], rng), layout))
+    rows.sort(key=lambda row: row[0].clean.shape)  # samples of one size side by side are one batch of attention
+    samples, prompts, layouts = map(list, zip(*rows, strict=True))
     batch = assemble(plan, samples, logit_normal(len(samples), noise, plan.time_mean[phase]), prompts, noise)
     if plan.layout <= 0:
         return batch
     return replace(batch, layout=pack(layouts, plan.config.patch).tokens.float() / 255, lesson=plan.layout)
 
 
+def stretch_of(rng: np.random.Generator, excerpt: Excerpt) -> slice:
+    """All latent frames of a whole clip; of three in ten excerpts a shorter stretch, as the ends of a plan have it."""
+    count = len(excerpt.times)
+    if count == excerpt.total or count <= SHORTEST or rng.random() < 0.7:
+        return slice(0, count)
+    length = int(rng.integers(SHORTEST, count))
+    start = int(rng.integers(count - length + 1))
+    return slice(start, start + length)
+
+
+SHORTEST = 3  # latent frames: one to paint between two
+
+
 def choose(
     rng: np.random.Generator, plan: DiTPlan, caches: Sequence[Latents], image: bool, phase: int
 ) -> list[tuple[Latents, int]]:
     """(cache, row) of every sample of a step: as many as hold no more tokens than `plan.batch` clips of the first
-    cache, those of one size side by side. A step of images costs as much as one of clips."""
+    cache. A step of images costs as much as one of clips."""
     shapes = [cache.values.shape for cache in caches]  # (C, T', H', W')
     tokens = [math.prod(grid(shape, plan.config.patch)) for shape in shapes]
     sizes = [n // shape[1] if image else n for n, shape in zip(tokens, shapes, strict=True)]
@@ -293,6 +308,9 @@ def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening
     shape = plan.clips
     defaults = {"width": shape.width, "height": shape.height, "frames": shape.frames, "fps": shape.fps}
     defaults |= {"guidance_scale": plan.guidance_scale, "steps": plan.sampling_steps}
+    window = max((clips.groups for clips in shapes_of(plan).values()), default=0)
+    if window:
+        defaults["window"] = window  # latent frames painted at once; what is longer is made in pieces
     scheduler = SchedulerConfig(shift=plan.shift, base_tokens=plan.base_tokens)
     return Parts(vae.cpu(), whole.dit, whole.text, whitening, scheduler, defaults)
 
