@@ -106,7 +106,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield from ((f"{reading}s", plural(word)) for word in NAMES[reading].split())
     for reading, bases in VERBS.items():
         for base in bases.split():
-            yield from ((reading, form) for form in inflections(base))
+            yield from ((reading, form) for form in sorted(inflections(base)))
 
 
 def plural(noun: str) -> str:
