@@ -99,6 +99,13 @@ def test_known_and_mask_default_to_nothing_known() -> None:
     assert torch.equal(model(**bare), model(**EQUAL))
 
 
+def test_without_masks_nothing_of_what_is_known_is_read() -> None:
+    model = awake(replace(CONFIG, masks=False))
+    assert model.embed.in_features == CONFIG.token_width
+    assert torch.equal(model(**EQUAL), model(**EQUAL | {"known": torch.ones_like(EQUAL["known"])}))
+    assert model.flops(8, 4) < awake().flops(8, 4)
+
+
 def test_timesteps_per_token() -> None:
     """A token at time 0 among noisy ones is modulated by its own time."""
     model, part = awake(), sample(EQUAL, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import torch
 
 from worldline.checkpoints.folder import Parts, save_pretrained
 from worldline.cli import main
+from worldline.dit.conditions import from_mask
+from worldline.dit.model import DiT
+from worldline.dit.patchify import patchify
 from worldline.errors import UserError
 from worldline.generate import edit
 from worldline.generate.canvas import timeline
-from worldline.generate.pipeline import Pipeline
+from worldline.generate.pipeline import Drawing, Pipeline
 from worldline.generate.storyboard import read_board, storyboard
 from worldline.media.provenance import read_provenance
 from worldline.media.read import Video, read_video
@@ -53,6 +57,31 @@ def test_extend(pipeline: Pipeline, forward: float, backward: float, frames: int
 def test_what_is_painted_follows_from_what_is_known(pipeline: Pipeline) -> None:
     one, other = (edit.extend(pipeline, footage(13, seed=s), "a ball", 0.25, steps=2).frames[13:] for s in (0, 1))
     assert not np.array_equal(one, other)
+
+
+def test_a_model_without_masks_is_held_by_replacement(micro_parts: Parts) -> None:
+    config = replace(micro_parts.dit.config, masks=False)
+    dit = DiT(config)
+    torch.nn.init.normal_(dit.head.weight, std=0.1)
+    pipeline = Pipeline(replace(micro_parts, dit=dit.eval()), device="cpu", dtype=torch.float32)
+    one, other = (edit.extend(pipeline, footage(13, seed=s), "a ball", 0.25, steps=2) for s in (0, 1))
+    assert one.metadata["known"] == "replacement"
+    assert np.array_equal(one.frames[:13], footage(13).frames)
+    assert not np.array_equal(one.frames[13:], other.frames[13:])  # what is painted follows from what is known
+
+    seen = []
+    forward = dit.forward
+    pipeline.dit.forward = lambda tokens, *rest: seen.append((tokens, rest[2])) or forward(tokens, *rest)  # type: ignore[method-assign]
+    known = torch.full((16, 2, 4, 4), 2.0)
+    condition = from_mask(known, (torch.arange(2) == 0).float()[None, :, None, None].expand(1, 2, 4, 4))
+    drawing = Drawing.of(pipeline.request("a ball", frames=5, steps=4, guidance_scale=1))
+    latents = pipeline.sample(["a ball"], [3], drawing, condition)[0]
+    assert torch.equal(latents[:, :1], known[:, :1])
+    noise = patchify(torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(3)), config.patch)[0]
+    for tokens, time in seen:
+        assert time.unique().numel() == 1  # of all tokens, known or not
+        held = (1 - time[0]) * 2.0 + time[0] * noise[:4]
+        torch.testing.assert_close(tokens[:4], held)
 
 
 def test_a_join_is_decoded_from_the_latents_of_its_clip(pipeline: Pipeline) -> None:

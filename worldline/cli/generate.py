@@ -143,6 +143,8 @@ def save(args: argparse.Namespace, result: Any, out: Path, started: float | None
     data |= {"timings": result.timings}
     if started is not None:
         data["seconds"] = round(time.perf_counter() - started, 3)
+    if data.get("known") == "replacement":
+        note("the model was not trained with masks: what is known was held by replacement, and joins may show")
     frames, height, width = result.frames.shape[:3]
     shape = f"{width}x{height}, {frames} frames at {float(result.fps):g} fps"
     lines = [f"{file}  ({shape}, seed {result.record(i)['seed']})" for i, file in enumerate(files)]

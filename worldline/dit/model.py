@@ -36,6 +36,8 @@ class DiTConfig:
             row, and 0 rows leave an axis to the rotary positions alone.
         gate_init: opening of the residual gates before training.
         factorised: attention in turn inside a frame and, causally, over the frames at one place; else all to all.
+        masks: whether known latents and their mask are read beside the noisy ones; else sampling holds what is known
+            by replacement.
     """
 
     in_channels: int = 16
@@ -54,6 +56,7 @@ class DiTConfig:
     learned_positions: tuple[int, int, int] = (32, 32, 32)
     gate_init: float = 0.3
     factorised: bool = False
+    masks: bool = True
 
     def __post_init__(self) -> None:
         # A config read from JSON brings lists.
@@ -78,6 +81,11 @@ class DiTConfig:
     def token_width(self) -> int:
         """D: values of a token."""
         return self.in_channels * self.cells
+
+    @property
+    def token_inputs(self) -> int:
+        """Values that the model reads of a token: the noisy ones, with masks also the known ones and where they are."""
+        return 2 * self.token_width + self.cells if self.masks else self.token_width
 
 
 TINY = DiTConfig()
@@ -192,7 +200,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.embed = nn.Linear(2 * config.token_width + config.cells, width)
+        self.embed = nn.Linear(config.token_inputs, width)
         self.positions = nn.ParameterList(torch.empty(rows, width) for rows in config.learned_positions)
         self.text = nn.Linear(config.text_width, width)
         self.time = TimestepEmbedding(width)
@@ -254,7 +262,7 @@ class DiT(nn.Module):
             timestep: (N,) float32 in [0, 1], 1 = pure noise; wholly known tokens have 0.
             text: (M, text_width) states of all prompts.
             cu_text: (B+1,) cumulative numbers of text tokens.
-            known: (N, D) known tokens, zero where unknown; None means nothing is known.
+            known: (N, D) known tokens, zero where unknown; None means nothing is known. Not read without `masks`.
             mask: (N, P), 1 = known; None means nothing is known.
             trace: receives the states (N, width) after every block.
 
@@ -284,10 +292,12 @@ class DiT(nn.Module):
 
     def _embed(self, tokens: Tensor, coords: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:
         """Tokens, known latents and mask through one matrix, plus the learned positions: (N, width)."""
-        known = torch.zeros_like(tokens) if known is None else known
-        mask = tokens.new_zeros(len(tokens), self.config.cells) if mask is None else mask
         dtype = self.embed.weight.dtype
-        x = self.embed(torch.cat([tokens.to(dtype), known.to(dtype), mask.to(dtype)], dim=-1))
+        read = [tokens]
+        if self.config.masks:
+            read.append(torch.zeros_like(tokens) if known is None else known)
+            read.append(tokens.new_zeros(len(tokens), self.config.cells) if mask is None else mask)
+        x = self.embed(torch.cat([values.to(dtype) for values in read], dim=-1))
         if self.config.sinusoidal:
             x = x + sincos(coords, self.config.width, dtype)
         # One matmul reads all tables and sums their gradients in fp32.
@@ -311,5 +321,5 @@ class DiT(nn.Module):
         per_text = 2 * c.width**2
         scores = 2 * tokens * c.width * (tokens + text)
         block = per_token * tokens + per_text * text + scores
-        ends = tokens * c.width * (3 * c.token_width + c.cells) + text * c.text_width * c.width
+        ends = tokens * c.width * (c.token_inputs + c.token_width) + text * c.text_width * c.width
         return 2 * (c.depth * block + ends)

@@ -252,7 +252,7 @@ class Job:
         """The finished video uint8 (T, H, W, 3) with its record."""
         request = self.request
         record = {k: v for k, v in request.as_dict().items() if k not in ("prompt", "seed", "frames", "num_videos")}
-        record = {**record, "verb": self.verb, **self.about, **about, "frames": len(frames)}
+        record |= {"verb": self.verb, **self.about, **about, "frames": len(frames), "known": self.pipeline.holding}
         about = provenance(request.prompt, request.seed, self.pipeline.model_hash, **record)
         return Result([frames], self.fps, about, dict(self.pipeline.timings))
 

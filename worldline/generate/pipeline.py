@@ -23,7 +23,7 @@ from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import schedule
 from worldline.dit.conditions import Conditions, none, place_known
-from worldline.dit.patchify import Packed, grid, pack, unpack
+from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
 from worldline.generate.canvas import Canvas, fitted, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
 from worldline.generate.request import Request, check_prompt, how_of, known_defaults, request_of, window_of
@@ -37,6 +37,7 @@ from worldline.vae.model import History
 from worldline.vae.streaming import decode_stream, encode_stream
 
 Progress = Callable[[int, int], None]
+FLOW = RectifiedFlow()
 MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group after the other
 
 
@@ -149,12 +150,18 @@ class Pipeline:
         else:
             asked = [replace(request, seed=seed) for seed in seeds]
             videos = [np.concatenate(list(self.stretch(one, image, how, progress))) for one in asked]
-        return Result(videos, request.fps, self.record(request, image=image is not None), dict(self.timings))
+        about = {"image": False} if image is None else {"image": True, "known": self.holding}
+        return Result(videos, request.fps, self.record(request, **about), dict(self.timings))
 
     def record(self, request: Request, **more: Any) -> dict[str, Any]:
         """What the files of a request say of their making."""
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
         return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
+
+    @property
+    def holding(self) -> str:
+        """How what is known is held: "masks", as the model was trained to, or "replacement" for one that was not."""
+        return "masks" if self.dit.config.masks else "replacement"
 
     def answer(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[np.ndarray]:
         """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults but for what is `given`, as for
@@ -335,22 +342,28 @@ class Pipeline:
         sigmas = schedule(drawing.steps, self.parts.scheduler.shift_at(math.prod(grid(size, self.dit.config.patch))))
         sigmas = sigmas[min(drawing.steps - 1, round((1 - drawing.strength) * drawing.steps)) :]
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        if start is not None:
-            noise = [add_noise(RectifiedFlow(), start, eps, sigmas[0]) for eps in noise]
         packed = pack(noise, self.dit.config.patch, None if times is None else [times] * len(seeds))
-        denoise = self._denoiser(packed, condition, text, drawing)
+        x = packed.tokens  # (N, D)
+        denoise = self._denoiser(packed, condition, text, drawing, x)
+        if start is not None:
+            x = add_noise(FLOW, patchify(start, self.dit.config.patch)[0].repeat(len(seeds), 1), x, sigmas[0])
         sigmas = sigmas.to(self.device)
         callback = (lambda done, _: step(done)) if step else None
         with self._timed("dit"):
-            x = by_name(drawing.sampler)(denoise, packed.tokens.to(self.device), sigmas, callback)
+            x = by_name(drawing.sampler)(denoise, x.to(self.device), sigmas, callback)
         known_tokens, mask = (value.repeat(len(seeds), 1).to(x) for value in condition.tokens(self.dit.config.patch))
         x, _ = place_known(x, x.new_zeros(len(x)), known_tokens, mask)
         return unpack(x, packed, self.dit.config.patch)
 
     def _denoiser(
-        self, packed: Packed, condition: Conditions, text: TextStates, drawing: Drawing
+        self, packed: Packed, condition: Conditions, text: TextStates, drawing: Drawing, noise: Tensor
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """denoise(x (N, D), t ()) -> velocity (N, D), both float32; guided when there are two texts a video."""
+        """denoise(x (N, D), t ()) -> velocity (N, D), both float32; guided when there are two texts a video.
+
+        What is known stands clean among the noisy tokens. A model without masks would take that for a sample of less
+        noise: for it, what is known is as noisy as the rest, by the `noise` (N, D) that the sample began with
+        (replacement, Song et al. 2021, sec. 5).
+        """
         videos = len(packed.shapes)
         copies = (len(text.cu_seqlens) - 1) // videos  # 2 with guidance: all videos with the prompt, then without
         known, mask = (value.repeat(videos * copies, 1).to(self.device, self.dtype)
@@ -361,26 +374,30 @@ class Pipeline:
         cu = cu.to(self.device)
         states = text.states.to(self.device, self.dtype)
         cu_text = text.cu_seqlens.to(self.device)
-        words = int(text.cu_seqlens[videos])
+        eps = noise.to(self.device).repeat(copies, 1)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             scale = 1.0 if copies == 1 else scale_at(float(t), drawing.guidance_scale, drawing.guidance_interval)
-            if scale == 1.0:  # the prompt alone: the first of the copies
-                tokens, timestep = place_known(x, t.expand(len(x)), known[:last], mask[:last])
-                velocity = self.dit(
-                    tokens,
-                    coords[:last],
-                    cu[: videos + 1],
-                    timestep.float(),
-                    states[:words],
-                    cu_text[: videos + 1],
-                    known[:last],
-                    mask[:last],
-                )
-                return velocity.float()  # type: ignore[no-any-return]
-            x = x.repeat(copies, 1)  # (copies*N, D)
-            tokens, timestep = place_known(x, t.expand(len(x)), known, mask)
-            velocity = self.dit(tokens, coords, cu, timestep.float(), states, cu_text, known, mask).float()
+            count = 1 if scale == 1.0 else copies  # of the copies, the first alone has the prompt
+            rows, ends = count * last, count * videos + 1
+            tokens, timestep = x.repeat(count, 1), t.expand(count * len(x))
+            if self.dit.config.masks:
+                tokens, timestep = place_known(tokens, timestep, known[:rows], mask[:rows])
+            else:
+                tokens, _ = place_known(tokens, timestep, add_noise(FLOW, known.float(), eps, t)[:rows], mask[:rows])
+            words = int(text.cu_seqlens[ends - 1])
+            velocity = self.dit(
+                tokens,
+                coords[:rows],
+                cu[:ends],
+                timestep.float(),
+                states[:words],
+                cu_text[:ends],
+                known[:rows],
+                mask[:rows],
+            ).float()
+            if count == 1:
+                return velocity
             cond, uncond = velocity.chunk(2)
             return cfg(cond, uncond, scale, drawing.guidance_rescale)
 

@@ -392,6 +392,8 @@ def plan_check(plan: DiTPlan) -> None:
         raise UserError(f"encoder: '{plan.encoder}' is unknown; one of words, minilm")
     if not plan.vae:
         raise UserError("vae: name the folder of a trained VAE, for example --set vae=runs/tiny-vae")
+    if not plan.config.masks and (plan.nothing_known < 1 or any(clips.groups for clips in shapes_of(plan).values())):
+        raise UserError("nothing_known: a model without masks cannot learn from what is known; use 1, and no excerpts")
     for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
         if value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
