@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from worldline.errors import UserError
-from worldline.generate.canvas import Canvas, runs, timeline
+from worldline.generate.canvas import FADE, Canvas, joined, runs, timeline
 
 RNG = np.random.default_rng(0)
 
@@ -64,10 +66,45 @@ def test_unknown_pixels_are_filled_with_the_nearest_known() -> None:
 
 def test_what_is_known_is_put_back_bit_for_bit() -> None:
     known = RNG.random((6, 16, 32)) < 0.5
-    canvas, painted = Canvas(clip(6), known), clip(3)
-    shown = canvas.restored(painted, first=2)
-    assert np.array_equal(shown[known[2:5]], canvas.frames[2:5][known[2:5]])
-    assert np.array_equal(shown[~known[2:5]], painted[~known[2:5]])
+    canvas, painted = Canvas(clip(6), known), clip(6)
+    shown = np.stack(list(canvas.restored([painted[:1], painted[1:5], painted[5:]])))
+    assert np.array_equal(shown[known], canvas.frames[known])
+    assert np.array_equal(shown[~known], painted[~known])
+
+
+def test_detail_of_known_frames_fades_into_painted_ones() -> None:
+    detail = RNG.integers(-20, 21, (16, 32, 3))
+    soft = np.full((30, 16, 32, 3), 100, np.uint8)
+    sharp = (soft[0] + detail).astype(np.uint8)
+    shown = np.stack(list(joined([soft], {4: sharp}.get))).astype(int)
+    assert np.array_equal(shown[4], sharp)
+    left = np.abs(shown - 100).mean((1, 2, 3)) / np.abs(detail).mean()
+    assert left[4 + FADE + 1 :].max() == 0  # and earlier frames as far as there are any
+    assert np.allclose(left[4 : 5 + FADE], np.linspace(1, 0, FADE + 2)[:-1], atol=0.03)
+    assert np.allclose(left[:4], left[8:4:-1])
+
+    moved = soft.copy()
+    moved[:, :, 16:] = 200  # another thing than what the known frame showed
+    moved[0] = soft[0]
+    shown = np.stack(list(joined([moved], {0: sharp}.get)))
+    assert np.array_equal(shown[1, :, 20:], moved[1, :, 20:])
+    assert (shown[1, :, :12] != moved[1, :, :12]).any()
+
+    both = np.stack(list(joined([soft[:6]], {0: sharp, 5: sharp}.get)))  # never more than what was lost
+    assert np.array_equal(both, np.stack([sharp] * 6))
+
+
+def test_frames_come_before_the_whole_is_painted() -> None:
+    taken = []
+
+    def painted() -> Iterator[np.ndarray]:
+        for t in range(100):
+            taken.append(t)
+            yield np.zeros((1, 16, 16, 3), np.uint8)
+
+    frames = joined(painted(), {0: np.zeros((16, 16, 3), np.uint8)}.get)
+    for t, _ in zip(range(50), frames, strict=False):
+        assert len(taken) <= t + FADE + 1
 
 
 def test_runs() -> None:

@@ -88,7 +88,7 @@ def test_a_join_is_decoded_from_the_latents_of_its_clip(pipeline: Pipeline) -> N
     """No second trip through the autoencoder: what stands before the join is encoded once and decoded with the rest."""
     canvas = timeline([CLIP.frames[:5], 4])
     request = pipeline.request("a ball", width=32, height=32, frames=9)
-    decoded = np.concatenate(list(pipeline.paint(canvas, request, keep=False)))
+    decoded = np.stack(list(pipeline.paint(canvas, request, keep=False)))
     expected = pipeline.reconstruct(CLIP.frames[:5])
     assert int(np.abs(decoded[:5].astype(int) - expected).max()) <= 1
 

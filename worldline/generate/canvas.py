@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from worldline.errors import UserError
 from worldline.shapes import VideoShape
 
 TEMPORAL, SPATIAL, SNAP = 4, 8, 16  # pixels of a latent cell along time and space, and of a token's side
+FADE = 8  # frames over which the detail of a known frame is carried into painted ones
+SAME = 6.0  # 8-bit levels: what differs by less from the known frame shows the same thing
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,64 @@ class Canvas:
         filled: np.ndarray = out[np.where(abs(after - times) < abs(times - before), after, before)]
         return filled
 
-    def restored(self, video: np.ndarray, first: int = 0) -> np.ndarray:
-        """Painted frames uint8 (t, H, W, 3) from number `first` on, with what is known put back bit for bit."""
-        rows = slice(first, first + len(video))
-        return np.where(self.known[rows, ..., None], self.frames[rows], video)
+    def restored(self, painted: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Painted frames in pieces uint8 (t, H, W, 3), with what is known put back bit for bit and joined, see
+        `joined`; one frame (H, W, 3) at a time."""
+        whole = self.known.all((1, 2))
+        frames = joined(painted, lambda t: self.frames[t] if whole[t] else None)
+        for t, frame in enumerate(frames):
+            yield np.where(self.known[t, ..., None], self.frames[t], frame)
+
+
+def joined(painted: Iterable[np.ndarray], exact: Callable[[int], np.ndarray | None]) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) of pieces uint8 (t, H, W, 3), those that `exact` knows put in, without a jump at their edges.
+
+    What comes out of an autoencoder is softer than what went in, so a join would show even where nothing moves. What
+    a known frame lost on that way is therefore added to the painted frames beside it: less from frame to frame, over
+    `FADE` frames, and only where they show the same thing. At most `FADE` frames wait for a known one to come.
+    """
+    before: _Known | None = None
+    waiting: deque[tuple[int, np.ndarray]] = deque()
+    for t, frame in enumerate(frame for piece in painted for frame in piece):
+        known = exact(t)
+        if known is None:
+            waiting.append((t, frame))
+            if len(waiting) > FADE:
+                yield _detailed(*waiting.popleft(), before, None)
+            continue
+        after = _Known(t, known, frame)
+        while waiting:
+            yield _detailed(*waiting.popleft(), before, after)
+        yield known
+        before = after
+    while waiting:
+        yield _detailed(*waiting.popleft(), before, None)
+
+
+class _Known(NamedTuple):
+    """A known frame (H, W, 3), its number, and what the autoencoder made of it."""
+
+    number: int
+    exact: np.ndarray
+    decoded: np.ndarray
+
+
+def _detailed(number: int, frame: np.ndarray, *beside: _Known | None) -> np.ndarray:
+    """A painted frame with the detail of the known ones beside it."""
+    near = [(known, 1 - abs(known.number - number) / (FADE + 1)) for known in beside if known is not None]
+    near = [(known, weight) for known, weight in near if weight > 0]
+    if not near:
+        return frame
+    from scipy import ndimage
+
+    most = max(1.0, sum(weight for _, weight in near))
+    out = frame.astype(np.float32)
+    for known, weight in near:
+        decoded = known.decoded.astype(np.float32)
+        change = ndimage.uniform_filter(np.square(frame - decoded).mean(-1), 5)  # (H, W)
+        same = np.exp(-change / SAME**2)
+        out += weight / most * same[..., None] * (known.exact - decoded)
+    return out.round().clip(0, 255).astype(np.uint8)
 
 
 def timeline(pieces: Sequence[np.ndarray | int], size: tuple[int, int] | None = None) -> Canvas:

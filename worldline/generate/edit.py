@@ -223,8 +223,8 @@ class Job:
 
     def painted(self, canvas: Canvas, start: Tensor | None = None, strength: float = 1.0) -> np.ndarray:
         """The whole canvas, uint8 (T, H, W, 3)."""
-        chunks = self.pipeline.paint(canvas, self.request, self.how, start, strength, self.keep, self.progress)
-        return np.concatenate(list(chunks))
+        frames = self.pipeline.paint(canvas, self.request, self.how, start, strength, self.keep, self.progress)
+        return np.stack(list(frames))
 
     def between(self, before: np.ndarray | None, count: int, after: np.ndarray | None) -> np.ndarray:
         """`count` frames that follow `before` and lead to `after`, one of which may be missing; between two clips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import schedule
 from worldline.dit.conditions import Conditions, none, place_known
 from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
-from worldline.generate.canvas import Canvas, fitted, runs, timeline
+from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
 from worldline.generate.request import Request, check_prompt, how_of, known_defaults, request_of, window_of
 from worldline.generate.result import Result
@@ -149,7 +150,7 @@ class Pipeline:
             videos = [video[: request.frames, : request.height, : request.width] for video in videos]
         else:
             asked = [replace(request, seed=seed) for seed in seeds]
-            videos = [np.concatenate(list(self.stretch(one, image, how, progress))) for one in asked]
+            videos = [np.stack(list(self.stretch(one, image, how, progress))) for one in asked]
         about = {"image": False} if image is None else {"image": True, "known": self.holding}
         return Result(videos, request.fps, self.record(request, **about), dict(self.timings))
 
@@ -204,20 +205,21 @@ class Pipeline:
         keep: bool = True,
         progress: Progress | None = None,
     ) -> Iterator[np.ndarray]:
-        """The canvas painted, uint8 (t, H, W, 3) in order of time.
+        """The canvas painted, frame by frame, uint8 (H, W, 3).
 
         Args:
             request: prompt, seed and settings; size and length are the canvas's.
             how: a plan of `generate.long`, or "auto".
             start, strength: whitened latents of the padded canvas to begin from, and how much noise they get.
-            keep: put known pixels back bit for bit; else they are what the autoencoder makes of them.
+            keep: put known pixels back bit for bit (see `Canvas.restored`); else they are what the autoencoder makes
+                of them.
         """
-        padded, size, first = canvas.padded(), canvas.shape, 0
+        padded, size = canvas.padded(), canvas.shape
         drawing = replace(Drawing.of(request), shape=padded.shape, strength=strength)
-        for chunk in self.stream(self.condition(padded), request, drawing, how, start, progress):
-            shown = padded.restored(chunk, first) if keep else chunk
-            yield shown[: max(0, size.frames - first), : size.height, : size.width]
-            first += len(chunk)
+        painted = self.stream(self.condition(padded), request, drawing, how, start, progress)
+        frames = padded.restored(painted) if keep else (frame for chunk in painted for frame in chunk)
+        for frame in itertools.islice(frames, size.frames):
+            yield frame[: size.height, : size.width]
 
     def stream(
         self,
@@ -262,7 +264,7 @@ class Pipeline:
         progress: Progress | None = None,
         store: Path | None = None,
     ) -> Iterator[np.ndarray]:
-        """`generate` for one long video: pixels uint8 (t, H, W, 3) as they are finished; `store` as in `stream`."""
+        """`generate` for one long video: frames uint8 (H, W, 3) as they are finished; `store` as in `stream`."""
         drawing = Drawing.of(request)
         latent = drawing.shape.latent()
         conditions = none((self.dit.config.in_channels, latent.frames, latent.height, latent.width))
@@ -270,13 +272,9 @@ class Pipeline:
         if picture is not None:
             known = self.condition(timeline([picture[None]]))
             conditions.known[:, :1], conditions.mask[:, :1] = known.known, known.mask
-        first = 0
-        for chunk in self.stream(conditions, request, drawing, how, None, progress, store):
-            shown = chunk[: request.frames - first, : request.height, : request.width]
-            if picture is not None and first == 0:
-                shown = np.concatenate([picture[None], shown[1:]])
-            first += len(chunk)
-            yield shown
+        painted = self.stream(conditions, request, drawing, how, None, progress, store)
+        shown = (chunk[:, : request.height, : request.width] for chunk in painted)
+        yield from itertools.islice(joined(shown, {0: picture}.get), request.frames)
 
     # ---- the chain -----------------------------------------------------------------------------
 
@@ -304,7 +302,7 @@ class Pipeline:
             step = (lambda i, done=done, total=total: progress(done + i, total)) if progress else None
             latents = self.sample(prompts[group], seeds[group], drawing, condition, step)
             videos += [np.concatenate(list(self.decode([latent]))) for latent in latents]
-        return videos if canvas is None else [canvas.padded().restored(video) for video in videos]
+        return videos if canvas is None else [np.stack(list(canvas.padded().restored([video]))) for video in videos]
 
     @torch.inference_mode()
     def sample(

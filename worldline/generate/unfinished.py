@@ -43,6 +43,6 @@ def write_long(
         raise UserError(f"output: beside {out} lies another unfinished video; remove {folder} or use another name")
     folder.mkdir(exist_ok=True)
     write_bytes(mark, identity.encode())
-    chunks = pipeline.stretch(request, image, how, progress, folder)
-    write_growing(out, (frame for chunk in chunks for frame in chunk), request.fps, record, overwrite=overwrite)
+    frames = pipeline.stretch(request, image, how, progress, folder)
+    write_growing(out, frames, request.fps, record, overwrite=overwrite)
     shutil.rmtree(folder)
