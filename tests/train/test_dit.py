@@ -37,7 +37,7 @@ def setting(tmp_path_factory):
         clips=ClipsPlan(count=12, frames=9, height=32, width=32, slice=12, workers=0),
         latents=str(folder / "latents"),
         batch=4,
-        images=0.2,
+        images=(0.2,),
         validate_clips=4,
         dtype="float32",
         optim=OptimPlan(lr=2e-3, warmup=3, ema=0.9),
@@ -107,7 +107,7 @@ def test_the_layout_is_taught_where_asked(setting):
 
 def test_phases_move_the_timesteps_and_the_scenes(setting):
     plan, latents, whitening = setting
-    plan = replace(plan, phases=(0, 10), time_mean=(0.0, 3.0), several=(1.0, 50.0), crossing=(1.0, 1.0))
+    plan = replace(plan, phases=(0, 10), time_mean=(0.0, 3.0), several=(1.0, 50.0), crossing=(1.0,))
     early, late = (
         [task.make_batch(plan, [latents], whitening, step) for step in steps] for steps in (range(10), range(10, 20))
     )
@@ -119,9 +119,17 @@ def test_phases_move_the_timesteps_and_the_scenes(setting):
     twice = task.draw(task.numpy_rng(0, 0, "test"), latents, 2000, 1.0, 2.0)
     share = latents.crossing.mean()
     assert abs(latents.crossing[twice].mean() - 2 * share / (1 + share)) < 0.04
-    for wrong in ({"phases": (1, 2)}, {"several": (1.0,)}, {"time_mean": (0.0,)}, {"shares": (1.0, 2.0)}):
+    for wrong in ({"phases": (1, 2)}, {"several": ()}, {"time_mean": (0.0, 1.0, 2.0)}, {"shares": (1.0, 2.0)}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             task.plan_check(replace(plan, **wrong))
+
+
+def test_a_model_without_masks_learns_from_nothing_known(setting):
+    plan, *_ = setting
+    bare = replace(plan, config=replace(plan.config, masks=False), vae="somewhere")
+    with pytest.raises(UserError, match="nothing_known"):
+        task.plan_check(bare)
+    task.plan_check(replace(bare, nothing_known=(1.0,)))
 
 
 def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
@@ -144,8 +152,25 @@ def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
         assert changes < len(set(sizes))  # equal sizes lie side by side
         assert len(batch.noisy) > 96 / 2
     assert lengths == {12, 16, 4, 6}  # clips of 3x2x2 and 2x2x3 tokens; 4 or 3 latent frames of 2x2; images
+    plain = replace(plan, phases=(0, 30), plain=(0.0, 1.0), images=(0.0,))
+    alike, mixed = (task.make_batch(plain, caches, whitening, step).cu_seqlens.diff().unique() for step in (30, 29))
+    assert alike.tolist() == [12]
+    assert len(mixed) > 1
     farthest = max(int(task.make_batch(plan, caches, whitening, step).coords[:, 0].max()) for step in range(20))
     assert farthest > 4
+
+
+def test_shapes_are_read(setting):
+    plan, *_ = setting
+    shapes = ("48x32x5", "32x32x65/4", "32x32x5@64x48")
+    tall, long, cut = task.shapes_of(replace(plan, shapes=shapes)).values()
+    assert (tall.width, tall.height, tall.frames, tall.groups, tall.crop) == (48, 32, 5, 0, ())
+    assert (long.frames, long.groups) == (65, 4)
+    assert (cut.width, cut.height, cut.frames, cut.crop) == (64, 48, 5, (32, 32))
+    assert len({clips.seed for clips in (tall, long, cut)}) == 3
+    for wrong in ("48x32", "48x32x5/", "64x64x5@32x64", "ax32x5"):
+        with pytest.raises(UserError, match="shapes"):
+            task.shapes_of(replace(plan, shapes=(wrong,)))
 
 
 def test_a_model_of_excerpts_knows_its_window(setting):

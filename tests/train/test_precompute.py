@@ -47,6 +47,17 @@ def test_a_cache_grows_and_finished_slices_stay(tmp_path, monkeypatch):
     assert len(rendered) == PLAN.slice
 
 
+def test_the_middle_of_a_picture_is_kept(tmp_path):
+    plan = dataclasses.replace(PLAN, width=32, crop=(16, 16))
+    whole = cache_clips(dataclasses.replace(plan, crop=()), tmp_path / "whole", quiet)
+    for _ in range(2):  # a finished cache is known again
+        cut = cache_clips(plan, tmp_path / "cut", quiet)
+    index = np.arange(6)
+    assert np.array_equal(cut[index], whole[index][:, :, :, 8:24])
+    with pytest.raises(UserError, match="crop"):
+        cache_clips(dataclasses.replace(plan, crop=(8, 16)), tmp_path / "cut", quiet)
+
+
 def test_another_plan_is_refused(tmp_path):
     cache_clips(PLAN, tmp_path, quiet)
     with pytest.raises(UserError, match="frames 5, not 9"):

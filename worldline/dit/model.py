@@ -30,6 +30,8 @@ class DiTConfig:
         bias: whether the blocks' matrices carry biases; the modulation's shifts do most of their work.
         rope_axes: channels of a head for (t, h, w); must sum to the head dimension.
         rope_theta: base of the rotary frequencies.
+        rope_stretch: positions along (t, h, w) are divided by it: above 1 a longer or larger video stays among the
+            positions that were trained (position interpolation, Chen et al. 2023).
         rotary: whether queries and keys are rotated by their positions.
         sinusoidal: whether fixed sines and cosines of the position are added to the tokens.
         learned_positions: rows of the learned absolute tables for (t, h, w); farther tokens read the last
@@ -51,6 +53,7 @@ class DiTConfig:
     bias: bool = False
     rope_axes: tuple[int, int, int] = (16, 24, 24)
     rope_theta: float = 100.0
+    rope_stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rotary: bool = True
     sinusoidal: bool = False
     learned_positions: tuple[int, int, int] = (32, 32, 32)
@@ -60,7 +63,7 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         # A config read from JSON brings lists.
-        for name in ("patch", "rope_axes", "learned_positions"):
+        for name in ("patch", "rope_axes", "rope_stretch", "learned_positions"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.width % self.heads:
             raise UserError(f"heads={self.heads} does not divide width={self.width}; try {self.width // 64}")
@@ -269,12 +272,13 @@ class DiT(nn.Module):
         Returns:
             (N, D) in the type of the weights.
         """
-        x = self._embed(tokens, coords, known, mask)  # (N, width)
+        places = coords / coords.new_tensor(self.config.rope_stretch, dtype=torch.float32)  # (N, 3)
+        x = self._embed(tokens, places, known, mask)  # (N, width)
         dtype = x.dtype
         unique, index = torch.unique(timestep, return_inverse=True)  # (U,), (N,)
         context = _Context(
             rows=RowIndex(index, len(unique), dtype),
-            rope=rope_tables(coords * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
+            rope=rope_tables(places * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
             segments=Segments(cu_seqlens),
             text_segments=Segments(cu_text),
         )
@@ -290,7 +294,7 @@ class DiT(nn.Module):
         x = modulate(rms_normalise(x), shift, scale + 1)
         return self.head(x)  # type: ignore[no-any-return]
 
-    def _embed(self, tokens: Tensor, coords: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _embed(self, tokens: Tensor, places: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:
         """Tokens, known latents and mask through one matrix, plus the learned positions: (N, width)."""
         dtype = self.embed.weight.dtype
         read = [tokens]
@@ -299,14 +303,14 @@ class DiT(nn.Module):
             read.append(tokens.new_zeros(len(tokens), self.config.cells) if mask is None else mask)
         x = self.embed(torch.cat([values.to(dtype) for values in read], dim=-1))
         if self.config.sinusoidal:
-            x = x + sincos(coords, self.config.width, dtype)
+            x = x + sincos(places, self.config.width, dtype)
         # One matmul reads all tables and sums their gradients in fp32.
         tables = torch.cat(list(self.positions))  # (rows of all axes, width)
         one_hot = torch.zeros(len(x), len(tables), dtype=dtype, device=x.device)
         first = 0
         for axis, table in enumerate(self.positions):
             if len(table):
-                index = coords[:, axis, None].clamp(max=len(table) - 1) + first
+                index = places[:, axis, None].round().long().clamp(max=len(table) - 1) + first
                 one_hot.scatter_(1, index, 1.0)
             first += len(table)
         return torch.addmm(x, one_hot, tables)

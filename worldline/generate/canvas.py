@@ -75,7 +75,7 @@ class Canvas:
     def restored(self, painted: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Painted frames in pieces uint8 (t, H, W, 3), with what is known put back bit for bit and joined, see
         `joined`; one frame (H, W, 3) at a time."""
-        whole = self.known.all((1, 2))
+        whole = np.asarray(self.known.all((1, 2)))
         frames = joined(painted, lambda t: self.frames[t] if whole[t] else None)
         for t, frame in enumerate(frames):
             yield np.where(self.known[t, ..., None], self.frames[t], frame)

@@ -39,6 +39,7 @@ from worldline.vae.streaming import decode_stream, encode_stream
 
 Progress = Callable[[int, int], None]
 FLOW = RectifiedFlow()
+DECODED = 2**14  # latent cells decoded at once, at most four frames of them; of larger frames one
 MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group after the other
 
 
@@ -434,7 +435,7 @@ class Pipeline:
         """Whitened latents in pieces (C, t', H', W') -> pixels uint8 (t, H, W, 3), in constant memory."""
         history = History()
         for piece in latents:
-            for part in piece.split(4, dim=1):
+            for part in piece.split(max(1, min(4, DECODED // piece[0, 0].numel())), dim=1):
                 if part.shape[1]:
                     with self._timed("vae"):
                         z = self.parts.whitening.inverse(part.float().cpu())[None].to(self.device, self.dtype)

