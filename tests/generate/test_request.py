@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from worldline.errors import UserError
-from worldline.generate.request import MAX_TOKENS, SAMPLERS, Request, frames_of, numbered, read_fps, read_size
+from worldline.generate.request import (
+    MAX_TOKENS,
+    SAMPLERS,
+    Request,
+    frames_of,
+    free_memory,
+    numbered,
+    read_fps,
+    read_size,
+    request_of,
+)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (64, 64), (101, 77)])
@@ -68,3 +78,13 @@ def test_the_named_samplers_are_those_that_exist() -> None:
     from worldline.diffusion import samplers
 
     assert set(SAMPLERS) == set(samplers.SAMPLERS)
+
+
+def test_what_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert free_memory() > 1e6
+    monkeypatch.setattr("worldline.generate.request.free_memory", lambda: 1e8)
+    request_of(Request("a"), "a ball", width=256, height=256, frames=1)
+    with pytest.raises(UserError, match=r"--size 1024x512 needs about 0.2 GB .* nearest valid value is (\d+x\d+)") as e:
+        request_of(Request("a"), "a ball", width=1024, height=512, frames=1)
+    width, height = map(int, str(e.value).split()[-1].split("x"))
+    request_of(Request("a"), "a ball", width=width, height=height, frames=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
 MAX_STEPS = 1000
 MAX_VIDEOS = 1000
 MAX_TOKENS = 2**17  # of one video: 1024x1024 for 7.9 s at 16 fps; attention beyond it is out of reach here
+CELL_BYTES = 30_000  # per latent cell on the way through the shipped autoencoder (27 kB measured at 1024x1024)
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
 SAMPLERS = ("euler", "heun", "dpmpp_2m")  # of diffusion.samplers, named here without torch
 TRAINED = VideoShape(17, 64, 64)  # what the shipped model saw; a model folder's defaults override it
@@ -132,7 +134,34 @@ def request_of(
     rate = defaults.fps if fps is None else read_fps(fps)
     chosen = {name: value for name, value in given.items() if value is not None}
     length = frames_of(seconds, frames, rate, defaults.frames)
-    return replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
+    request = replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
+    check_memory(request.width, request.height, free_memory())
+    return request
+
+
+def check_memory(width: int, height: int, free: float) -> None:
+    """Raises UserError where the autoencoder, which sees one latent frame at a time, needs more than `free` bytes."""
+    needed = math.ceil(width / 8) * math.ceil(height / 8) * CELL_BYTES
+    if needed > free:
+        shrink = math.sqrt(free / needed)
+        fits = "x".join(str(max(MIN_SIDE, int(side * shrink) // 16 * 16)) for side in (width, height))
+        raise UserError(
+            f"--size {width}x{height} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
+            f"the nearest valid value is {fits}"
+        )
+
+
+def free_memory() -> float:
+    """Bytes that this process may still take: of the machine and of its control group; inf where neither says."""
+    free = [math.inf]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the limit reads "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free.append(limit - used)
+    return max(0.0, min(free))
 
 
 def known_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
