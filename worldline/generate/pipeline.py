@@ -435,7 +435,7 @@ class Pipeline:
         """Whitened latents in pieces (C, t', H', W') -> pixels uint8 (t, H, W, 3), in constant memory."""
         history = History()
         for piece in latents:
-            for part in piece.split(max(1, min(4, DECODED // piece[0, 0].numel())), dim=1):
+            for part in piece.split(max(1, min(4, DECODED // (piece.shape[2] * piece.shape[3]))), dim=1):
                 if part.shape[1]:
                     with self._timed("vae"):
                         z = self.parts.whitening.inverse(part.float().cpu())[None].to(self.device, self.dtype)
