@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldline.eval.physics import gravity, restitution
+from worldline.eval.physics import gravity, restitution, size_drift
 from worldline.worlds.render import render
 from worldline.worlds.scene import Scene, Thing
 
@@ -42,3 +42,10 @@ def test_nothing_flies_where_nothing_falls() -> None:
         assert gravity(render(Scene((thing,))).frames, 16) is None
     assert gravity(np.full((9, 64, 64, 3), 128, np.uint8), 16) is None
     assert restitution(np.full((9, 64, 64, 3), 128, np.uint8)) is None
+
+
+def test_size_drift_is_how_fast_a_thing_grows() -> None:
+    grows, rests = (render(scene(motion), 65).frames for motion in ("toward", "still"))
+    assert abs(size_drift(rests, 16)) < 0.01
+    assert size_drift(grows, 16) > 0.05
+    assert np.isnan(size_drift(np.full((9, 64, 64, 3), 128, np.uint8), 16))

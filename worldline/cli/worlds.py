@@ -111,15 +111,24 @@ def add_eval(verbs: Verbs) -> None:
     _add_scored(add_verb(below, "worlds", run_eval_worlds, about), 256)
     about = "permanence, gravity, collisions, cameras, identity and framing, with ceilings and floors"
     _add_scored(add_verb(below, "simulator", run_eval_simulator, about), 96)
+    about = "every editing verb: joins, identity, obedience and speed, with ceilings and floors"
+    parser = add_verb(below, "verbs", run_eval_verbs, about)
+    _add_common(parser, 16, "how many worlds per verb")
+    parser.add_argument("--verbs", default=None, help="those to score, with commas; all unless given")
 
 
 def _add_scored(parser: Parser, n: int) -> None:
+    _add_common(parser, n, "how many prompts")
+    help = "length; the model's own length unless given"
+    parser.add_argument("--seconds", type=number("--seconds"), default=None, help=help)
+
+
+def _add_common(parser: Parser, n: int, about: str) -> None:
     add = parser.add_argument
     add("--model", default=None, help="model folder; the shipped model unless given")
-    add("--n", type=number("--n", True, "64"), default=n, help="how many prompts")
+    add("--n", type=number("--n", True, "64"), default=n, help=about)
     add("--seed", type=number("--seed", True, "0"), default=0, help="seed of the prompts and of the videos")
     add("--size", default=None, help="WIDTHxHEIGHT in pixels; the model's own size unless given")
-    add("--seconds", type=number("--seconds"), default=None, help="length; the model's own length unless given")
     add("--out", default=None, help="folder for table, JSON, plot and contact sheet of failures")
 
 
@@ -140,26 +149,41 @@ def run_eval_simulator(args: argparse.Namespace) -> None:
     _score(args, checks)
 
 
+def run_eval_verbs(args: argparse.Namespace) -> None:
+    """Edit known worlds with every verb and hold the answers against them."""
+    folder, shape = _checked(args)
+
+    from worldline.eval.verbs import TRIALS, Trial, run_verbs
+    from worldline.generate import edit
+
+    verbs = args.verbs.split(",") if args.verbs else list(TRIALS)
+    pipeline, out = _prepared(args, folder)
+    width, height = (shape.get(side, getattr(pipeline.defaults, side)) for side in ("width", "height"))
+
+    def ask(verb: str, trial: Trial, seed: int) -> Any:
+        return getattr(edit, verb)(pipeline, *trial.arguments, seed=seed, **trial.settings).frames
+
+    with progress("editing") as update:
+        results = run_verbs(
+            ask,
+            n=args.n,
+            seed=args.seed,
+            verbs=verbs,
+            size=(height, width),
+            reconstruct=pipeline.reconstruct,
+            out=out,
+            progress=update,
+        )
+    _emit_scores(args, pipeline, shape, results)
+
+
 def _score(args: argparse.Namespace, more: Callable[[], dict[str, Any]]) -> None:
     """Check the request, load the model, score it; `more` are arguments for `run_worlds`."""
-    from worldline.checkpoints import layout
-    from worldline.generate.request import Request, check_range, known_defaults, read_size, request_of
+    folder, shape = _checked(args, seconds=args.seconds)
 
-    check_range("--n", args.n, 2, 100_000, whole=True)
-    check_range("--seed", args.seed, 0, 2**62, whole=True)
-    folder = layout.check(args.model)
-    shape = {"seconds": args.seconds}
-    if args.size is not None:
-        shape["width"], shape["height"] = read_size(args.size)
-    request_of(Request("", **known_defaults(layout.read_json(folder / layout.INDEX).get("defaults", {}))), "", **shape)
+    from worldline.eval.runner import run_worlds
 
-    from worldline.eval.runner import prepare_folder, run_worlds
-    from worldline.generate.pipeline import load
-
-    out = Path(args.out) if args.out else None
-    if out is not None:
-        prepare_folder(out)
-    pipeline = load(folder)
+    pipeline, out = _prepared(args, folder)
     with progress("judging") as update:
         report = run_worlds(
             lambda prompts, seeds: pipeline.answer(prompts, seeds, **shape),
@@ -171,5 +195,34 @@ def _score(args: argparse.Namespace, more: Callable[[], dict[str, Any]]) -> None
             progress=lambda _, done, total: update(done, total),
             **more(),
         )
-    data = {"model": str(folder), "model_hash": pipeline.model_hash, "seed": args.seed, **shape, **report.as_dict()}
-    emit(args, data, report.table())
+    _emit_scores(args, pipeline, shape, report)
+
+
+def _checked(args: argparse.Namespace, **shape: Any) -> tuple[Path, dict[str, Any]]:
+    """The model's folder, and the asked shape, which a request of it may have."""
+    from worldline.checkpoints import layout
+    from worldline.generate.request import Request, check_range, known_defaults, read_size, request_of
+
+    check_range("--n", args.n, 2, 100_000, whole=True)
+    check_range("--seed", args.seed, 0, 2**62, whole=True)
+    folder = layout.check(args.model)
+    if args.size is not None:
+        shape["width"], shape["height"] = read_size(args.size)
+    request_of(Request("", **known_defaults(layout.read_json(folder / layout.INDEX).get("defaults", {}))), "", **shape)
+    return folder, shape
+
+
+def _prepared(args: argparse.Namespace, folder: Path) -> tuple[Any, Path | None]:
+    """The loaded model, after the report's folder was made."""
+    from worldline.eval.runner import prepare_folder
+    from worldline.generate.pipeline import load
+
+    out = Path(args.out) if args.out else None
+    if out is not None:
+        prepare_folder(out)
+    return load(folder), out
+
+
+def _emit_scores(args: argparse.Namespace, pipeline: Any, shape: dict[str, Any], scores: Any) -> None:
+    about = {"model": args.model, "model_hash": pipeline.model_hash, "seed": args.seed, **shape}
+    emit(args, {**about, **scores.as_dict()}, scores.table())

@@ -48,6 +48,15 @@ def restitution(frames: np.ndarray) -> float | None:
     return float(np.sqrt(rebound / fall)) if fall > RISE else None
 
 
+def size_drift(frames: np.ndarray, fps: float) -> float:
+    """By what share of itself the largest thing grows a second in view, from the first to the last second of uint8
+    (T, H, W, 3): log(side after / side before) / seconds. NaN where one of them shows nothing."""
+    second = max(1, round(fps))
+    ends = [_largest(part) for part in (frames[:second], frames[-second:])]
+    before, after = (float(np.median(t.area[t.visible])) if t is not None else np.nan for t in ends)
+    return float(np.log(after / before) / 2 / max((len(frames) - second) / fps, 1 / fps))
+
+
 def _largest(frames: np.ndarray) -> Track | None:
     _, tracks = find_tracks(working_size(frames), shipped_table())
     return max(tracks, key=lambda track: float(np.median(track.area)), default=None)

@@ -108,7 +108,8 @@ def blend(
         most = (shortest - 1) / a.fps
         raise UserError(f"--seconds {seconds:g}: longer than a clip; the nearest valid value is {float(most):g}")
     job = Job(pipeline, "blend", a, prompt, settings, seconds=seconds, strength=strength)
-    left, right = job.tail(a.frames[:-count]), job.head(b.frames[count:])
+    context = job.context(count, 2)
+    left, right = tail(a.frames[:-count], context), head(b.frames[count:], context)
     canvas = timeline([left, count, right])
     one, other = (
         pipeline.encode(timeline([left, middle, right]).padded().frames)
@@ -229,24 +230,22 @@ class Job:
     def between(self, before: np.ndarray | None, count: int, after: np.ndarray | None) -> np.ndarray:
         """`count` frames that follow `before` and lead to `after`, one of which may be missing; between two clips
         the next multiple of four, since `after` must begin with a latent frame."""
-        left = [] if before is None else [self.tail(before)]
-        right = [] if after is None else [self.head(after)]
-        count = _groups(count) if left and right else count
+        sides = (before is not None) + (after is not None)
+        count = _groups(count) if sides == 2 else count
+        context = self.context(count, sides)
+        left = [] if before is None else [tail(before, context)]
+        right = [] if after is None else [head(after, context)]
         painted = _groups(count - 1) + 1 if right and not left else count  # the first frame is a latent frame alone
         size = self.request.height, self.request.width
         video = self.painted(timeline([*left, painted, *right], size))
         end = sum(map(len, left)) + painted
         return video[end - count : end]
 
-    def tail(self, frames: np.ndarray) -> np.ndarray:
-        """The last 4k+1 frames, as many as the model can look back on."""
-        groups = min((len(frames) - 1) // TEMPORAL, max(1, self.pipeline.window // 3))
-        return frames[len(frames) - TEMPORAL * groups - 1 :]
-
-    def head(self, frames: np.ndarray) -> np.ndarray:
-        """The first 4k frames, or all of fewer than four."""
-        groups = min(len(frames) // TEMPORAL, max(1, self.pipeline.window // 3))
-        return frames[: max(1, TEMPORAL * groups)]
+    def context(self, painted: int, sides: int) -> int:
+        """How many latent frames of the clip stand on each of `sides` of so many painted frames: as many as the model
+        can see beside them, at least the third of its window with which a long video goes on."""
+        window = self.pipeline.window
+        return max(2, window // 3, (window - _groups(painted) // TEMPORAL) // max(1, sides))
 
     def result(self, frames: np.ndarray, **about: Any) -> Result:
         """The finished video uint8 (T, H, W, 3) with its record."""
@@ -255,6 +254,17 @@ class Job:
         record |= {"verb": self.verb, **self.about, **about, "frames": len(frames), "known": self.pipeline.holding}
         about = provenance(request.prompt, request.seed, self.pipeline.model_hash, **record)
         return Result([frames], self.fps, about, dict(self.pipeline.timings))
+
+
+def tail(frames: np.ndarray, groups: int) -> np.ndarray:
+    """The last 4k+1 frames, `groups` latent frames or all."""
+    groups = min((len(frames) - 1) // TEMPORAL, groups - 1)
+    return frames[len(frames) - TEMPORAL * groups - 1 :]
+
+
+def head(frames: np.ndarray, groups: int) -> np.ndarray:
+    """The first 4k frames, `groups` latent frames or all, or all of fewer than four."""
+    return frames[: max(1, TEMPORAL * min(len(frames) // TEMPORAL, groups))]
 
 
 def asked(settings: dict[str, Any]) -> dict[str, Any]:
