@@ -20,7 +20,7 @@ from worldline.errors import UserError
 from worldline.generate import edit
 from worldline.generate.canvas import timeline
 from worldline.generate.pipeline import Drawing, Pipeline
-from worldline.generate.storyboard import read_board, storyboard
+from worldline.generate.storyboard import Board, Card, read_board, storyboard
 from worldline.media.provenance import read_provenance
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image, write_video
@@ -189,6 +189,22 @@ def test_a_storyboard_shows_its_images_at_their_times(pipeline: Pipeline, tmp_pa
     assert result.metadata["cards"][1] == {"at": 0.5, "text": "a ball rolls", "cut": False, "image": True}
     alone = pipeline.generate("red", frames=17, steps=1, seed=2, long="whole").frames
     assert np.array_equal(result.frames[24:], alone)  # after a cut nothing is remembered
+
+
+def test_cards_of_one_take_are_painted_in_latents(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a card goes on from is what the card before it painted, not a second trip through the autoencoder."""
+    board = Board((Card(0, "a ball rolls"), Card(0.5, "a ball jumps")), 1.0)
+    seen = []
+    sample = Pipeline.sample
+    keep = lambda *a, **k: seen.append((a[1], list(a[6]))) or sample(*a, **k)  # noqa: E731
+    monkeypatch.setattr(Pipeline, "sample", keep)
+    encode = Pipeline.encode
+    monkeypatch.setattr(Pipeline, "encode", lambda *a: pytest.fail("encoded") if len(a[1]) else encode(*a))
+    frames = storyboard(pipeline, board, steps=1, long="whole").frames
+    assert len(frames) == 16
+    assert seen == [(["a ball rolls"], [0, 1, 2]), (["a ball jumps"], [0, 1, 2, 3, 4])]  # frame 8 ends latent frame 2
+    first = storyboard(pipeline, Board((Card(0, "a ball rolls"),), 0.5), steps=1, long="whole").frames
+    assert np.array_equal(frames[:8], first)
 
 
 @pytest.mark.parametrize(

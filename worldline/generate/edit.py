@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from worldline.errors import UserError
 from worldline.generate.canvas import SPATIAL, TEMPORAL, Canvas, fitted, timeline
@@ -222,14 +221,21 @@ class Job:
         self.pipeline, self.verb, self.fps = pipeline, verb, Fraction(video.fps)
         self.request, self.about = pipeline.request(prompt, **{**asked(settings), **sized}), about
 
-    def painted(self, canvas: Canvas, start: Tensor | None = None, strength: float = 1.0) -> np.ndarray:
-        """The whole canvas, uint8 (T, H, W, 3)."""
-        frames = self.pipeline.paint(canvas, self.request, self.how, start, strength, self.keep, self.progress)
+    def painted(self, canvas: Canvas, **how: Any) -> np.ndarray:
+        """The whole canvas, uint8 (T, H, W, 3); `how` as in `Pipeline.paint`."""
+        frames = self.pipeline.paint(canvas, self.request, self.how, keep=self.keep, progress=self.progress, **how)
         return np.stack(list(frames))
 
-    def between(self, before: np.ndarray | None, count: int, after: np.ndarray | None) -> np.ndarray:
-        """`count` frames that follow `before` and lead to `after`, one of which may be missing; between two clips
-        the next multiple of four, since `after` must begin with a latent frame."""
+    def between(
+        self,
+        before: np.ndarray | None,
+        count: int,
+        after: np.ndarray | None,
+        prompts: Sequence[tuple[int, str]] = (),
+    ) -> np.ndarray:
+        """`count` frames that follow `before` and lead to `after`, which may be missing; between two clips the next
+        multiple of four, since `after` must begin with a latent frame. `prompts`: from which of the frames on which
+        prompt holds, where that is not the request's."""
         sides = (before is not None) + (after is not None)
         count = _groups(count) if sides == 2 else count
         context = self.context(count, sides)
@@ -237,8 +243,9 @@ class Job:
         right = [] if after is None else [head(after, context)]
         painted = _groups(count - 1) + 1 if right and not left else count  # the first frame is a latent frame alone
         size = self.request.height, self.request.width
-        video = self.painted(timeline([*left, painted, *right], size))
         end = sum(map(len, left)) + painted
+        told = [(end - count + first, prompt) for first, prompt in prompts]
+        video = self.painted(timeline([*left, painted, *right], size), prompts=told)
         return video[end - count : end]
 
     def context(self, painted: int, sides: int) -> int:

@@ -25,7 +25,7 @@ from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import schedule
 from worldline.dit.conditions import Conditions, none, place_known
 from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
-from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
+from worldline.generate.canvas import TEMPORAL, Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
 from worldline.generate.request import Request, check_prompt, how_of, known_defaults, request_of, window_of
 from worldline.generate.result import Result
@@ -205,6 +205,7 @@ class Pipeline:
         strength: float = 1.0,
         keep: bool = True,
         progress: Progress | None = None,
+        prompts: Sequence[tuple[int, str]] = (),
     ) -> Iterator[np.ndarray]:
         """The canvas painted, frame by frame, uint8 (H, W, 3).
 
@@ -214,10 +215,13 @@ class Pipeline:
             start, strength: whitened latents of the padded canvas to begin from, and how much noise they get.
             keep: put known pixels back bit for bit (see `Canvas.restored`); else they are what the autoencoder makes
                 of them.
+            prompts: (frame, prompt) in order of time: from that frame on this prompt holds instead of the request's.
         """
         padded, size = canvas.padded(), canvas.shape
         drawing = replace(Drawing.of(request), shape=padded.shape, strength=strength)
-        painted = self.stream(self.condition(padded), request, drawing, how, start, progress)
+        # A latent frame that a change of prompts divides still belongs to the prompt before.
+        told = [((frame + 2) // TEMPORAL + 1 if frame > 0 else 0, prompt) for frame, prompt in prompts]
+        painted = self.stream(self.condition(padded), request, drawing, how, start, progress, prompts=told)
         frames = padded.restored(painted) if keep else (frame for chunk in painted for frame in chunk)
         for frame in itertools.islice(frames, size.frames):
             yield frame[: size.height, : size.width]
@@ -231,13 +235,21 @@ class Pipeline:
         start: Tensor | None = None,
         progress: Progress | None = None,
         store: Path | None = None,
+        prompts: Sequence[tuple[int, str]] = (),
     ) -> Iterator[np.ndarray]:
         """Pixels uint8 (t, H, W, 3) of a timeline of any length, in memory that does not grow with it but for latents.
 
         `store`: a folder that keeps the latents of every finished step; those that it holds are not made again.
+        `prompts`: (latent frame, prompt), as in `paint`: each stretch is planned once all before it is finished.
         """
-        finished = conditions.mask.flatten(2).amin((0, 2)).bool().tolist()
-        steps = plan(finished, self.window, self.plan_for(len(finished), how))
+        known = conditions.mask.flatten(2).amin((0, 2)).bool().tolist()
+        told = [prompt for _, prompt in prompts] or [request.prompt]
+        cuts = [0, *(first for first, _ in prompts[1:]), len(known)]
+        steps: list[Step] = []
+        words: list[str] = []
+        for prompt, (first, stop) in zip(told, itertools.pairwise(cuts), strict=True):
+            steps += plan([True] * first + known[first:stop], self.window, self.plan_for(stop, how))
+            words += [prompt] * (len(steps) - len(words))
 
         def sample(number: int, step: Step, part: Conditions) -> Tensor:
             def report(done: int) -> None:
@@ -246,7 +258,7 @@ class Pipeline:
 
             begin = None if start is None else start[:, step.times]
             seeds = [seed_of(request.seed, number)]
-            return self.sample([request.prompt], seeds, drawing, part, report, step.times, begin)[0]
+            return self.sample([words[number]], seeds, drawing, part, report, step.times, begin)[0]
 
         def recalled(number: int, step: Step, part: Conditions) -> Tensor:
             file = (store or Path()) / f"step-{number:05d}.safetensors"

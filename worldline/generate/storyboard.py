@@ -20,19 +20,6 @@ from worldline.media.read import Video, read_image
 
 MAX_CARDS = 100
 BOARD, CARD = ("size", "fps", "seconds", "cards"), ("at", "text", "image", "cut")
-EXAMPLE = """\
-size: 64x64
-fps: 16
-seconds: 3
-cards:
-  - at: 0
-    text: a red ball rolls to the right
-  - at: 1
-    text: a red ball jumps
-  - at: 2
-    cut: true
-    text: a blue cube falls to the floor
-"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,7 @@ class Board:
 
 
 def read_board(path: str | Path) -> Board:
-    """A board from a YAML file, see `EXAMPLE`; images lie beside the file. Raises UserError for anything else."""
+    """A board from a YAML file; images lie beside it. Raises UserError for anything else."""
     import yaml
 
     file = Path(path)
@@ -93,28 +80,45 @@ def storyboard(pipeline: Pipeline | Deferred, board: Board, **settings: Any) -> 
                 f"the nearest valid value of the next `at` is {float((a + 1) / request.fps):g}"
             )
     blank = timeline([request.frames], (request.height, request.width)).frames
-    jobs = [
-        Job(pipeline, "storyboard", Video(blank, request.fps), card.text, {**settings, "seed": request.seed + i})
-        for i, card in enumerate(board.cards)
-    ]
     done = np.empty((0, request.height, request.width, 3), np.uint8)
     shot = 0  # where the shot began
-    for i, (card, job) in enumerate(zip(board.cards, jobs, strict=True)):
-        shot = len(done) if card.cut or i == 0 else shot
-        if card.image is not None:
-            done = np.concatenate([done, fitted(card.image, request.height, request.width)[None]])
-        following = board.cards[i + 1] if i + 1 < len(board.cards) else None
+    for numbers in _takes(board.cards):
+        first, last = board.cards[numbers[0]], numbers[-1]
+        job = Job(
+            pipeline,
+            "storyboard",
+            Video(blank, request.fps),
+            first.text,
+            {**settings, "seed": request.seed + numbers[0]},
+        )
+        shot = len(done) if first.cut or not len(done) else shot
+        if first.image is not None:
+            done = np.concatenate([done, fitted(first.image, request.height, request.width)[None]])
+        following = board.cards[last + 1] if last + 1 < len(board.cards) else None
         goal = None
         if following is not None and following.image is not None and not following.cut:
             goal = fitted(following.image, request.height, request.width)[None]
-        missing = ends[i] - len(done)
+        missing = ends[last] - len(done)
         if missing > 0:
             before = done[shot:] if len(done) > shot else None
-            done = np.concatenate([done, job.between(before, missing, goal)])
+            prompts = [(max(0, starts[number] - len(done)), board.cards[number].text) for number in numbers]
+            done = np.concatenate([done, job.between(before, missing, goal, prompts)])
     record = [
         {"at": card.at, "text": card.text, "cut": card.cut, "image": card.image is not None} for card in board.cards
     ]
-    return jobs[0].result(done[: request.frames], cards=record)
+    return Job(pipeline, "storyboard", Video(blank, request.fps), request.prompt, settings).result(
+        done[: request.frames], cards=record
+    )
+
+
+def _takes(cards: Sequence[Card]) -> list[list[int]]:
+    """Numbers of the cards that are painted in one go, in latents: up to a cut or to a card that shows an image."""
+    takes: list[list[int]] = []
+    for number, card in enumerate(cards):
+        if not takes or card.cut or card.image is not None:
+            takes.append([])
+        takes[-1].append(number)
+    return takes
 
 
 def _card(held: Any, number: int, folder: Path) -> Card:
