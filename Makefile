@@ -5,7 +5,7 @@
 SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a red ball rolls to the right past a blue cube
+PROMPT ?= a green cone falls to the floor beside a purple cylinder
 OUT ?= demo.mp4
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

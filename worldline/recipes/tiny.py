@@ -52,5 +52,5 @@ def dit() -> DiTPlan:
         guidance_scale=3.0,
         sampling_steps=30,
         optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
-        loop=LoopPlan(steps=27_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
+        loop=LoopPlan(steps=31_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )
