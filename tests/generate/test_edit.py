@@ -201,10 +201,10 @@ def test_cards_of_one_take_are_painted_in_latents(pipeline: Pipeline, monkeypatc
     encode = Pipeline.encode
     monkeypatch.setattr(Pipeline, "encode", lambda *a: pytest.fail("encoded") if len(a[1]) else encode(*a))
     frames = storyboard(pipeline, board, steps=1, long="whole").frames
-    assert len(frames) == 16
+    assert len(frames) == 17
     assert seen == [(["a ball rolls"], [0, 1, 2]), (["a ball jumps"], [0, 1, 2, 3, 4])]  # frame 8 ends latent frame 2
     first = storyboard(pipeline, Board((Card(0, "a ball rolls"),), 0.5), steps=1, long="whole").frames
-    assert np.array_equal(frames[:8], first)
+    assert np.array_equal(frames[:9], first)
 
 
 @pytest.mark.parametrize(
