@@ -37,7 +37,7 @@ def test_a_perfect_answer_passes_and_anothers_does_not() -> None:
             assert rates[name].right >= rates[name].total / (2 if sudden else 1), (verb, name)
         for ceiling in (GROUND_TRUTH, RECONSTRUCTED):
             assert results.report.rates(f"{verb}, {ceiling}")["everything"] == rates
-        assert results.report.rates(f"{verb}, {verbs.FLOOR}")["everything"]["all"].share < 0.5, verb
+        assert results.report.rates(f"{verb}, {verbs.FLOOR}")["everything"]["all"].share < 0.8, verb
     assert "x median step" in results.table()
     assert results.as_dict()["figures"]["extend"]["join"]
 

@@ -164,13 +164,12 @@ def inpaint(case: Case, size: tuple[int, int]) -> Trial:
 
 
 def outpaint(case: Case, size: tuple[int, int]) -> Trial:
-    """Half as wide again."""
-    height, width = size
+    """From the middle half of the picture to all of it, so that what moves leaves the clip."""
+    truth, (height, width) = render(case.scene, SECOND + 1, *size).frames, size
     side = width // 4 // 8 * 8
-    truth = render(case.scene, SECOND + 1, height, width + 2 * side).frames
-    known = np.zeros(truth.shape[1:3], bool)
-    known[:, side : side + width] = True
-    arguments = (Video(truth[:, :, side : side + width], FPS), width + 2 * side, height, case.prompt)
+    known = np.zeros(size, bool)
+    known[:, side : width - side] = True
+    arguments = (Video(truth[:, :, side : width - side], FPS), width, height, case.prompt)
     return Trial(arguments, truth, known[None], case.scene, ("untouched", "prompt"))
 
 
