@@ -37,13 +37,11 @@ def make(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     pipeline, took = load(args.model), 0.0
     for index, case in enumerate(sample_cases(max(2, args.n), args.seed)[: args.n]):
         request = pipeline.request(case.prompt, seconds=args.seconds, seed=args.seed + index)
-        shape = (request.frames, request.height, request.width, 3)
-        file = np.lib.format.open_memmap(folder / f"{index}.npy", "w+", np.uint8, shape)
         began = time.perf_counter()
-        for t, frame in enumerate(pipeline.stretch(request, how=args.one)):
-            file[t] = frame
+        with (folder / f"{index}.raw").open("wb") as file:
+            for frame in pipeline.stretch(request, how=args.one):
+                file.write(frame.tobytes())
         took += time.perf_counter() - began
-        file.flush()
     return {"seconds": took / args.n, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -88,7 +86,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             short = child(args, how, args.short, 1, Path(scratch))
             found = child(args, how, args.seconds, args.n, Path(scratch))
-            videos = [np.load(Path(scratch) / f"{index}.npy") for index in range(args.n)]
+            files = [Path(scratch) / f"{index}.raw" for index in range(args.n)]
+            videos = [np.fromfile(file, np.uint8).reshape(truths[0].shape) for file in files]
         memory = (
             f"{found['peak_mb']:.0f} MB, {100 * (found['peak_mb'] / short['peak_mb'] - 1):+.1f} % on {args.short:g} s"
         )
