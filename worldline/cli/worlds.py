@@ -151,14 +151,15 @@ def run_eval_simulator(args: argparse.Namespace) -> None:
 
 def run_eval_verbs(args: argparse.Namespace) -> None:
     """Edit known worlds with every verb and hold the answers against them."""
-    folder, shape = _checked(args)
+    folder, request = _checked(args)
 
-    from worldline.eval.verbs import TRIALS, Trial, run_verbs
+    from worldline.eval.verbs import TRIALS, Trial, check, run_verbs
     from worldline.generate import edit
 
-    verbs = args.verbs.split(",") if args.verbs else list(TRIALS)
+    verbs = list(TRIALS) if args.verbs is None else args.verbs.split(",")
+    size = request.height, request.width
+    check(verbs, size)
     pipeline, out = _prepared(args, folder)
-    width, height = (shape.get(side, getattr(pipeline.defaults, side)) for side in ("width", "height"))
 
     def ask(verb: str, trial: Trial, seed: int) -> Any:
         return getattr(edit, verb)(pipeline, *trial.arguments, seed=seed, **trial.settings).frames
@@ -169,17 +170,18 @@ def run_eval_verbs(args: argparse.Namespace) -> None:
             n=args.n,
             seed=args.seed,
             verbs=verbs,
-            size=(height, width),
+            size=size,
             reconstruct=pipeline.reconstruct,
             out=out,
             progress=update,
         )
-    _emit_scores(args, pipeline, shape, results)
+    _emit_scores(args, folder, pipeline, request, results)
 
 
 def _score(args: argparse.Namespace, more: Callable[[], dict[str, Any]]) -> None:
     """Check the request, load the model, score it; `more` are arguments for `run_worlds`."""
-    folder, shape = _checked(args, seconds=args.seconds)
+    folder, request = _checked(args, seconds=args.seconds)
+    shape = {"width": request.width, "height": request.height, "frames": request.frames}
 
     from worldline.eval.runner import run_worlds
 
@@ -195,11 +197,11 @@ def _score(args: argparse.Namespace, more: Callable[[], dict[str, Any]]) -> None
             progress=lambda _, done, total: update(done, total),
             **more(),
         )
-    _emit_scores(args, pipeline, shape, report)
+    _emit_scores(args, folder, pipeline, request, report)
 
 
-def _checked(args: argparse.Namespace, **shape: Any) -> tuple[Path, dict[str, Any]]:
-    """The model's folder, and the asked shape, which a request of it may have."""
+def _checked(args: argparse.Namespace, **shape: Any) -> tuple[Path, Any]:
+    """The model's folder, and a request of it that has the asked shape."""
     from worldline.checkpoints import layout
     from worldline.generate.request import Request, check_range, known_defaults, read_size, request_of
 
@@ -208,8 +210,8 @@ def _checked(args: argparse.Namespace, **shape: Any) -> tuple[Path, dict[str, An
     folder = layout.check(args.model)
     if args.size is not None:
         shape["width"], shape["height"] = read_size(args.size)
-    request_of(Request("", **known_defaults(layout.read_json(folder / layout.INDEX).get("defaults", {}))), "", **shape)
-    return folder, shape
+    defaults = Request("", **known_defaults(layout.read_json(folder / layout.INDEX).get("defaults", {})))
+    return folder, request_of(defaults, "", **shape)
 
 
 def _prepared(args: argparse.Namespace, folder: Path) -> tuple[Any, Path | None]:
@@ -223,6 +225,7 @@ def _prepared(args: argparse.Namespace, folder: Path) -> tuple[Any, Path | None]
     return load(folder), out
 
 
-def _emit_scores(args: argparse.Namespace, pipeline: Any, shape: dict[str, Any], scores: Any) -> None:
-    about = {"model": args.model, "model_hash": pipeline.model_hash, "seed": args.seed, **shape}
+def _emit_scores(args: argparse.Namespace, folder: Path, pipeline: Any, request: Any, scores: Any) -> None:
+    shape = {"width": request.width, "height": request.height, "frames": request.frames}
+    about = {"model": str(folder), "model_hash": pipeline.model_hash, "seed": args.seed, **shape}
     emit(args, {**about, **scores.as_dict()}, scores.table())

@@ -18,7 +18,6 @@ import numpy as np
 
 from worldline.errors import UserError
 from worldline.eval.continuity import colour_drift, join_ratio, loop_ratio
-from worldline.eval.quality import psnr
 from worldline.eval.report import Failure, Report, Verdict
 from worldline.eval.runner import GROUND_TRUTH, RECONSTRUCTED, Reconstruct, prepare_folder
 from worldline.eval.worlds import MAX_FAILURES, Case
@@ -34,6 +33,7 @@ SMOOTH = 1.2  # times the median distance of neighbouring frames: a step that do
 DRIFT = 3.0  # 8-bit levels that the usual colour may wander
 SECOND = 16  # frames
 FPS = Fraction(SECOND)
+SMALLEST = 32  # pixels of a side: a latent cell and more on either side of a clip
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Trial:
     """One edit of one world: the verb's arguments after the pipeline and its settings, and what a perfect answer is.
 
     `truth` uint8 (T, H, W, 3), of which `known` (bool, broadcasts to T, H, W) must come back; `joins` as in
-    `continuity.join_ratio`; `scene` is what the answer shows, `checks` what is judged (`CHECKS`).
+    `continuity.join_ratio`; `scene` is what the answer shows, `checks` what is judged (`CHECKS` and `FIGURES`).
     """
 
     arguments: Sequence[Any]
@@ -64,20 +64,17 @@ Ask = Callable[[str, Trial, int], np.ndarray]
 
 CHECKS: dict[str, Callable[[np.ndarray, Trial], bool]] = {
     "untouched": lambda frames, trial: np.array_equal(frames, trial.kept(frames)),
-    "join": lambda frames, trial: join_ratio(frames, trial.joins) <= SMOOTH,
-    "loop": lambda frames, trial: loop_ratio(frames) <= SMOOTH,
-    "drift": lambda frames, trial: colour_drift(frames, trial.joins) <= DRIFT,
     "identity": lambda frames, trial: same_thing(frames, trial.scene),
     "motion": lambda frames, trial: obeys(frames, trial.scene, "motion", "camera"),
     "prompt": lambda frames, trial: obeys(frames, trial.scene),
 }
-FIGURES: dict[str, Callable[[np.ndarray, Trial], float]] = {  # beside the checks of the same names
+FIGURES: dict[str, Callable[[np.ndarray, Trial], float]] = {  # right up to their limits
     "join": lambda frames, trial: join_ratio(frames, trial.joins),
     "loop": lambda frames, trial: loop_ratio(frames),
     "drift": lambda frames, trial: colour_drift(frames, trial.joins),
-    "prompt": lambda frames, trial: psnr(frames, trial.truth),
 }
-UNITS = {"join": "x median step", "loop": "x median step", "drift": "levels", "prompt": "dB to the world"}
+LIMITS = {"join": SMOOTH, "loop": SMOOTH, "drift": DRIFT}
+UNITS = {"seconds": "s", "join": "x median step", "loop": "x median step", "drift": "levels"}
 
 
 def same_thing(frames: np.ndarray, scene: Scene) -> bool:
@@ -186,9 +183,9 @@ def recoloured(scene: Scene) -> Scene:
     return replace(scene, things=(replace(thing, colour=other), *scene.things[1:]))
 
 
-def _shape(frames: np.ndarray) -> dict[str, int]:
-    """The settings that ask for a video of this shape."""
-    return dict(zip(("frames", "height", "width"), frames.shape, strict=False))
+def _shape(frames: np.ndarray) -> dict[str, Any]:
+    """The settings that ask for a video of this shape and rate."""
+    return {**dict(zip(("frames", "height", "width"), frames.shape, strict=False)), "fps": FPS}
 
 
 def _stretches(frames: np.ndarray, *spans: tuple[int, int]) -> np.ndarray:
@@ -235,8 +232,19 @@ class Results:
 
 
 def _figure(name: str, values: Sequence[float]) -> str:
-    worst = min(values) if name == "prompt" else max(values)
-    return f"{name} {np.median(values):.2f} {UNITS.get(name, '')} (worst {worst:.2f})"
+    return f"{name} {np.median(values):.2f} {UNITS[name]} (worst {max(values):.2f})"
+
+
+def check(verbs: Sequence[str], size: tuple[int, int]) -> None:
+    """Raises UserError for an unknown verb, and for a size (height, width) with no room beside a clip."""
+    for verb in verbs:
+        if verb not in TRIALS:
+            raise UserError(f"--verbs {verb[:40]!r}: unknown; one of {', '.join(TRIALS)}")
+    if min(size) < SMALLEST:
+        nearest = "x".join(str(max(SMALLEST, side)) for side in size[::-1])
+        raise UserError(
+            f"--size {size[1]}x{size[0]}: too small to edit a part of; the nearest valid value is {nearest}"
+        )
 
 
 def run_verbs(
@@ -252,11 +260,9 @@ def run_verbs(
     """Asks for every verb on `n` worlds of `size` (height, width); world i is edited with seed `seed + i`.
 
     Sets are a verb's name, and that with its ceilings and its floor. With `out` the report is saved there (see
-    Report.save). Raises UserError for an unknown verb or an unusable `out`.
+    Report.save). Raises UserError for what `check` refuses and for an unusable `out`.
     """
-    for verb in verbs:
-        if verb not in TRIALS:
-            raise UserError(f"--verbs {verb[:40]!r}: unknown; one of {', '.join(TRIALS)}")
+    check(verbs, size)
     if out is not None:
         prepare_folder(out)
     cases, sets, failures = sample_cases(n, seed), defaultdict[str, list[Verdict]](list), list[Failure]()
@@ -277,11 +283,11 @@ def run_verbs(
         for name, videos in {"": answers, **others}.items():
             label = f"{verb}, {name}" if name else verb
             for case, trial, frames in zip(cases, trials, videos, strict=True):
-                verdict = Verdict(case.prompt, case.seen, case.scene.count, judged(frames, trial))
+                right, measured = judged(frames, trial)
+                verdict = Verdict(case.prompt, case.seen, case.scene.count, right)
                 sets[label].append(verdict)
-                for figure in trial.checks if frames.shape == trial.truth.shape else ():
-                    if figure in FIGURES:
-                        results.figures[label][figure].append(FIGURES[figure](frames, trial))
+                for figure, value in measured.items():
+                    results.figures[label][figure].append(value)
                 if not name and not verdict.obeyed and len(failures) < MAX_FAILURES:
                     failures.append(Failure(f"{verb}: {case.prompt}", verdict.wrong, frames))
     if out is not None:
@@ -289,7 +295,12 @@ def run_verbs(
     return results
 
 
-def judged(frames: np.ndarray, trial: Trial) -> Mapping[str, bool]:
-    """What a trial checks of an answer uint8 (T, H, W, 3); a video of another shape fails everything."""
-    same = frames.shape == trial.truth.shape
-    return {name: same and bool(CHECKS[name](frames, trial)) for name in trial.checks}
+def judged(frames: np.ndarray, trial: Trial) -> tuple[dict[str, bool], dict[str, float]]:
+    """Verdict on every check of a trial, and its figures, of an answer uint8 (T, H, W, 3); one of another shape has no
+    figures and fails everything."""
+    if frames.shape != trial.truth.shape:
+        return dict.fromkeys(trial.checks, False), {}
+    figures = {name: FIGURES[name](frames, trial) for name in trial.checks if name in FIGURES}
+    right = {name: figures[name] <= LIMITS[name] if name in figures else bool(CHECKS[name](frames, trial))
+             for name in trial.checks}  # fmt: skip
+    return right, figures

@@ -240,7 +240,8 @@ class Pipeline:
         """Pixels uint8 (t, H, W, 3) of a timeline of any length, in memory that does not grow with it but for latents.
 
         `store`: a folder that keeps the latents of every finished step; those that it holds are not made again.
-        `prompts`: (latent frame, prompt), as in `paint`: each stretch is planned once all before it is finished.
+        `prompts`: (latent frame, prompt), as in `paint`, the first from the beginning: each stretch is painted in view
+        of all before it.
         """
         known = conditions.mask.flatten(2).amin((0, 2)).bool().tolist()
         told = [prompt for _, prompt in prompts] or [request.prompt]

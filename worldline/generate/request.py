@@ -160,7 +160,8 @@ def free_memory() -> float:
     with contextlib.suppress(OSError, ValueError):  # ValueError: the limit reads "max"
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free.append(limit - used)
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(held.get("inactive_file", 0)))  # pages of files, which are given up for others
     return max(0.0, min(free))
 
 

@@ -80,17 +80,21 @@ def storyboard(pipeline: Pipeline | Deferred, board: Board, **settings: Any) -> 
                 f"the nearest valid value of the next `at` is {float((a + 1) / request.fps):g}"
             )
     blank = timeline([request.frames], (request.height, request.width)).frames
-    done = np.empty((0, request.height, request.width, 3), np.uint8)
-    shot = 0  # where the shot began
-    for numbers in _takes(board.cards):
-        first, last = board.cards[numbers[0]], numbers[-1]
-        job = Job(
+    takes = _takes(board.cards)
+    jobs = [
+        Job(
             pipeline,
             "storyboard",
             Video(blank, request.fps),
-            first.text,
-            {**settings, "seed": request.seed + numbers[0]},
+            board.cards[first].text,
+            {**settings, "seed": request.seed + first},
         )
+        for first, *_ in takes
+    ]
+    done = np.empty((0, request.height, request.width, 3), np.uint8)
+    shot = 0  # where the shot began
+    for numbers, job in zip(takes, jobs, strict=True):
+        first, last = board.cards[numbers[0]], numbers[-1]
         shot = len(done) if first.cut or not len(done) else shot
         if first.image is not None:
             done = np.concatenate([done, fitted(first.image, request.height, request.width)[None]])
@@ -106,9 +110,7 @@ def storyboard(pipeline: Pipeline | Deferred, board: Board, **settings: Any) -> 
     record = [
         {"at": card.at, "text": card.text, "cut": card.cut, "image": card.image is not None} for card in board.cards
     ]
-    return Job(pipeline, "storyboard", Video(blank, request.fps), request.prompt, settings).result(
-        done[: request.frames], cards=record
-    )
+    return jobs[0].result(done[: request.frames], cards=record)
 
 
 def _takes(cards: Sequence[Card]) -> list[list[int]]:

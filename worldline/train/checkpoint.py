@@ -41,7 +41,7 @@ class Damaged(Exception):
 def save(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Writes `folder/step-XXXXXXXX` atomically and removes all but the newest `keep`; returns its path."""
+    """Writes `folder/step-{step:08d}` atomically and removes all but the newest `keep`; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     temporary = folder / f".saving-{step:08d}-{os.getpid()}"

@@ -115,8 +115,8 @@ def scene_at(plan: ClipsPlan, index: int) -> Scene:
 
 
 def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
-    """Renders slice `number` to `frames-XXXXX.npy`, uint8 (slice, T, H, W, 3), and which thing each pixel shows to
-    `ids-XXXXX.npy`, uint8 (slice, T, H, W); returns the first at once when both are there.
+    """Renders slice `number` to `frames-{number:05d}.npy`, uint8 (slice, T, H, W, 3), and which thing each pixel shows
+    to `ids-{number:05d}.npy`, uint8 (slice, T, H, W); returns the first at once when both are there.
 
     T is the clip's length; of excerpts it is 8 per latent frame, its own four frames after the four before them.
     """
