@@ -52,9 +52,9 @@ PIECES = [
 ]
 
 LOOKED_AT = """\
-Looked at, what is wrong in them: what moves is softer than what rests; the loop does not come back, so that it jumps from
-the raised cube to the one on the floor; the blend goes from cube to ball within a frame; the remixed ball became a cylinder;
-the cylinder of the storyboard hardly turns back to the left, and its bouncing ball is smeared where it is fast.
+Looked at, what is wrong in them: what moves is softer than what rests; the loop does not come back, so that it jumps
+from the raised cube to the one on the floor; the blend goes from cube to ball within a frame; the remixed ball became
+a cylinder; the cylinder of the storyboard hardly turns back to the left, and its bouncing ball is smeared.
 """  # of the shipped model; look again when another ships
 
 
