@@ -86,6 +86,7 @@ BAD = {
     "image is a folder": (generate("a ball", "--image", "."), "--image"),
     "unknown flag": (generate("a ball", "--guidanse-scale", "5"), "--guidance-scale"),
     "unquoted prompt": (generate("a", "ball"), "quotes"),
+    "another verb's flag": (generate("a ball", "--out", "x.mp4"), "did you mean --output?"),
     "unknown verb": (["generat"], "generate"),
     "no prompt": (["generate"], "PROMPT"),
     "worlds n 0": (["worlds", "render", "--n", "0"], "--n"),

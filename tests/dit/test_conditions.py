@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from worldline.dit.conditions import first_frame, from_mask, known_frames, none, place_known, random_mask
+from worldline.dit.conditions import (
+    Conditions,
+    actions_of_tokens,
+    driven,
+    first_frame,
+    from_mask,
+    known_frames,
+    none,
+    place_known,
+    random_mask,
+    random_start,
+)
 from worldline.errors import UserError
 
 SHAPE = (4, 5, 6, 8)
@@ -78,3 +89,36 @@ def test_random_masks_are_binary_repeatable_and_leave_something_to_make(shape: t
         empty = sum(mask.max() == 0 for mask in masks) / len(masks)
         assert 0.2 < empty < 0.5
         assert sum(mask[0, 0].min() == 1 and mask[0, 1:].max() == 0 for mask in masks) > 40
+
+
+def test_what_drives_a_latent_frame_leads_to_its_frames() -> None:
+    inputs = torch.arange(1.0, 15.0).reshape(7, 2)  # from frame f to f + 1
+    rows = driven(inputs, [0, 1, 2, 3])
+    assert rows.shape == (4, 9)
+    assert rows[0].tolist() == [0] * 8 + [1]  # nothing acted before the picture
+    assert rows[1].tolist() == [*range(1, 9), 1]
+    assert rows[2].tolist() == [*range(9, 15), 0, 0, 1]  # nothing acts after the last
+    assert rows[3].tolist() == [0] * 8 + [1]
+    assert torch.equal(driven(inputs, [2, 1]), rows[[2, 1]])
+    assert driven(inputs, []).shape == (0, 9)
+
+
+def test_actions_follow_their_latent_frames() -> None:
+    actions = driven(torch.randn(16, 2), range(5))
+    conditions = Conditions(torch.zeros(SHAPE), torch.zeros(1, *SHAPE[1:]), actions)
+    part = conditions.at([0, 3])
+    assert part.actions is not None
+    assert torch.equal(part.actions, actions[[0, 3]])
+    assert part.known.shape == (4, 2, 6, 8)
+    assert none(SHAPE).at([1]).actions is None
+    tokens = actions_of_tokens(actions, SHAPE, (1, 2, 2))
+    assert tokens.shape == (5 * 3 * 4, 9)
+    assert torch.equal(tokens.view(5, 12, 9), actions[:, None].expand(5, 12, 9))
+
+
+def test_a_random_start_is_known_and_never_all() -> None:
+    rng = np.random.default_rng(0)
+    starts = torch.stack([random_start(rng, SHAPE)[0, :, 0, 0] for _ in range(50)])
+    assert (starts.diff(dim=1) <= 0).all()
+    assert set(starts.sum(1).tolist()) == {1, 2, 3, 4}
+    assert random_start(rng, (4, 1, 6, 8)).min() == 1

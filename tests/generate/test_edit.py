@@ -71,7 +71,7 @@ def test_a_model_without_masks_is_held_by_replacement(micro_parts: Parts) -> Non
 
     seen = []
     forward = dit.forward
-    pipeline.dit.forward = lambda tokens, *rest: seen.append((tokens, rest[2])) or forward(tokens, *rest)  # type: ignore[method-assign]
+    pipeline.dit.forward = lambda x, *rest, **more: seen.append((x, rest[2])) or forward(x, *rest, **more)  # type: ignore[method-assign]
     known = torch.full((16, 2, 4, 4), 2.0)
     condition = from_mask(known, (torch.arange(2) == 0).float()[None, :, None, None].expand(1, 2, 4, 4))
     drawing = Drawing.of(pipeline.request("a ball", frames=5, steps=4, guidance_scale=1))

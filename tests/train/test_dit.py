@@ -135,7 +135,7 @@ def test_a_model_without_masks_learns_from_nothing_known(setting):
 def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
     plan, latents, whitening = setting
     plan = replace(
-        plan, shapes=("48x32x5", "32x32x65/4"), shares=(0.4, 0.3, 0.3), shape_clips=12, batch=8, base_tokens=12
+        plan, shapes=("48x32x5", "32x32x65/4"), shares=(0.4, 0.3, 0.3), shape_clips=(12,), batch=8, base_tokens=12
     )
     vae = task.load_vae(plan.vae)
     caches = [latents] + [
@@ -160,13 +160,69 @@ def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
     assert farthest > 4
 
 
+def test_pushed_worlds_carry_what_drives_them(setting, tmp_path):
+    plan, latents, whitening = setting
+    plan = replace(plan, shapes=("32x32x65/4+pushes",), shares=(0.5, 0.5), shape_clips=(12,), images=(0.0,))
+    with pytest.raises(UserError, match="actions"):
+        task.plan_check(plan)
+    plan = replace(plan, config=replace(plan.config, actions=task.PUSHES))
+    task.plan_check(plan)
+    (clips,) = task.shapes_of(plan).values()
+    pushed = cache_latents(clips, task.load_vae(plan.vae), "x", tmp_path / "pushed", None, print)
+    seen = 0
+    for step in range(6):
+        batch = task.make_batch(plan, [latents, pushed], whitening, step)
+        lengths = batch.cu_seqlens.diff().tolist()
+        if batch.actions is None:
+            assert set(lengths) == {12}
+            continue
+        assert batch.actions.shape == (len(batch.noisy), task.PUSHES + 1)
+        for part, cells in zip(batch.actions.split(lengths), batch.mask.split(lengths), strict=True):
+            assert part[:, -1].unique().numel() == 1
+            if part[0, -1]:
+                seen += 1
+                frames = cells.amin(-1).view(-1, 4)[:, 0]  # of 2x2 tokens each
+                assert frames[0] == 1
+                assert (frames.diff() <= 0).all()
+                assert (part.view(len(frames), 4, -1) == part.view(len(frames), 4, -1)[:, :1]).all()
+            else:
+                assert (part == 0).all()
+        driving = batch
+    assert seen > 3
+    model = task.build(plan)
+    torch.nn.init.normal_(model.dit.head.weight, std=0.1)  # zero at first, and with it every gradient
+    task.flow_loss(model, driving, CPU)[0].backward()
+    assert float(model.dit.actions.down.weight.grad.abs().sum()) > 0
+
+
+def test_a_run_begins_with_the_weights_of_another(setting, tmp_path):
+    plan, *_ = setting
+    short = replace(plan, loop=replace(plan.loop, steps=1))
+    task.train(short, tmp_path / "one", say=lambda line: None)
+    start = task.load_parts(tmp_path / "one" / "model")
+    model = task.build(replace(plan, seed=5, config=replace(plan.config, actions=task.PUSHES)))
+    task.begin(model, start, task.load_vae(plan.vae))
+    for name, value in start.dit.state_dict().items():
+        assert torch.equal(model.dit.state_dict()[name], value)
+    assert torch.equal(next(model.text.parameters()), next(start.text.parameters()))
+    with pytest.raises(UserError, match="dit is of another shape"):
+        task.begin(task.build(replace(plan, config=replace(SMALL, depth=3))), start, task.load_vae(plan.vae))
+    with pytest.raises(UserError, match="another VAE"):
+        task.begin(model, start, VideoVAE(MICRO))
+
+
 def test_shapes_are_read(setting):
     plan, *_ = setting
-    shapes = ("48x32x5", "32x32x65/4", "32x32x5@64x48")
-    tall, long, cut = task.shapes_of(replace(plan, shapes=shapes)).values()
+    shapes = ("48x32x5", "32x32x65/4", "32x32x5@64x48", "32x32x65/4+pushes")
+    tall, long, cut, pushed = task.shapes_of(replace(plan, shapes=shapes)).values()
     assert (tall.width, tall.height, tall.frames, tall.groups, tall.crop) == (48, 32, 5, 0, ())
     assert (long.frames, long.groups) == (65, 4)
     assert (cut.width, cut.height, cut.frames, cut.crop) == (64, 48, 5, (32, 32))
+    assert [clips.pushed for clips in (tall, long, cut, pushed)] == [False, False, False, True]
+    counts = replace(plan, shapes=shapes[:2], shape_clips=(7, 9))
+    assert [clips.count for clips in task.shapes_of(counts).values()] == [7, 9]
+    with pytest.raises(UserError, match="shape_clips"):
+        task.shapes_of(replace(counts, shape_clips=(1, 2, 3)))
     assert len({clips.seed for clips in (tall, long, cut)}) == 3
     for wrong in ("48x32", "48x32x5/", "64x64x5@32x64", "ax32x5"):
         with pytest.raises(UserError, match="shapes"):

@@ -7,15 +7,18 @@ import pytest
 
 from worldline.worlds.physics import (
     COLLISION_RESTITUTION,
+    DRAG,
     DROP,
     GRAVITY,
+    PUSH,
     RESTITUTION,
     RISE,
+    WALLS,
     camera_at,
     project,
     simulate,
 )
-from worldline.worlds.scene import CAMERAS, SPEEDS, Scene, Thing
+from worldline.worlds.scene import CAMERAS, PUSH_RATE, PUSHES, SPEEDS, Scene, Thing, pushes_of, sample_pushed
 
 
 def _alone(motion: str, **more: object) -> Scene:
@@ -124,3 +127,44 @@ def test_a_still_point_moves_in_view_as_the_camera_is_named() -> None:
     assert last[2] / first[2] == pytest.approx(np.exp(-0.44))
     eyes = [camera_at("orbit right", share)[0] for share in (0.0, 1.0)]
     assert eyes[1][0] > eyes[0][0] + 1
+
+
+def _driven(pushes: str, fps: float = 16, seconds: float = 1.0, **where: float) -> np.ndarray:
+    scene = Scene((Thing("ball", "red", "small", "pushed", **where),), pushes=pushes)  # type: ignore[arg-type]
+    return simulate(scene, round(fps * seconds) + 1, fps).positions[:, 0]
+
+
+@pytest.mark.parametrize("name", PUSHES)
+def test_a_push_drives_along_its_direction(name: str) -> None:
+    path = _driven(name[0] * 2, seconds=0.125, x=0.1, z=-0.2)
+    moved = path[-1] - path[0]
+    assert moved[1] == 0
+    (direction,) = pushes_of(name[0])
+    t = 2 / PUSH_RATE
+    way = PUSH / DRAG * (t - (1 - np.exp(-DRAG * t)) / DRAG)  # x'' = PUSH - DRAG x'
+    np.testing.assert_allclose(moved[[0, 2]], direction * way, atol=2e-3)
+
+
+def test_drag_stops_what_is_no_longer_pushed() -> None:
+    path = _driven("rr", seconds=3.0, x=-1.0)
+    assert np.abs(np.diff(path[-5:], axis=0)).max() < 1e-3
+    assert path[-1, 0] > -1.0
+    np.testing.assert_array_equal(path, _driven("rrnnnnnn", seconds=3.0, x=-1.0))
+
+
+def test_walls_hold_and_throw_back() -> None:
+    path = _driven("r" * 8 + "n" * 24, seconds=2.0, x=0.9)
+    assert path[:, 0].max() <= WALLS[0, 1] + 1e-9
+    assert path[-1, 0] < path[:, 0].max() - 0.05  # it came back from the wall
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scene = sample_pushed(rng, "any", seconds=6.0)
+        assert len(scene.pushes) == 6 * PUSH_RATE
+        places = simulate(scene, 97, 16).positions[:, 0][:, [0, 2]]
+        assert (places >= WALLS[:, 0] - 1e-9).all()
+        assert (places <= WALLS[:, 1] + 1e-9).all()
+
+
+def test_pushes_do_not_depend_on_the_rate_of_frames() -> None:
+    pushes = sample_pushed(np.random.default_rng(1), seconds=2.0).pushes
+    np.testing.assert_allclose(_driven(pushes, 16, 2.0), _driven(pushes, 32, 2.0)[::2], atol=1e-9)

@@ -137,7 +137,8 @@ def export(
         values = {key: v for key, v in layout.read_json(place / CONFIG_NAMES["vae"]).items() if key != "whitening"}
         other = VideoVAE(_config(VAEConfig, values, place))
         load_weights(other, sorted(place.glob("*.safetensors")))
-        _check_same_encoder(parts.vae, other)
+        if not same_encoder(parts.vae, other):
+            raise UserError("--vae: its encoder differs from that of the DiT's training; give that run's VAE")
         parts = replace(parts, vae=other)
     parts = replace(parts, defaults={**parts.defaults, **(defaults or {})})
     return save_pretrained(parts, out, dtype, overwrite)
@@ -151,13 +152,12 @@ def _inside(argument: str, run: Path, part: str, file: str) -> Path:
     raise UserError(f"{argument} {run}: neither it nor {run / part} holds {file}; give the folder of a finished run")
 
 
-def _check_same_encoder(old: VideoVAE, new: VideoVAE) -> None:
-    """Both must give the latents that the DiT knows: equal up to the rounding of storage."""
+def same_encoder(old: VideoVAE, new: VideoVAE) -> bool:
+    """Whether both give the latents that a DiT knows: equal up to the rounding of storage."""
     clip = torch.linspace(-1, 1, 3 * 5 * 32 * 32).reshape(1, 3, 5, 32, 32).sin()
     with torch.no_grad():
         a, b = old.encode(clip).mean, new.encode(clip).mean
-    if a.shape != b.shape or not torch.allclose(a, b, atol=0.05 * float(a.std())):
-        raise UserError("--vae: its encoder differs from the one that the DiT was trained with; give that run's VAE")
+    return a.shape == b.shape and torch.allclose(a, b, atol=0.05 * float(a.std()))
 
 
 # ---- weights -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = parser.parse_known_args(normalised(sys.argv[1:] if argv is None else argv))
         if rest:
-            parser.unknown(rest)
+            args.parser.unknown(rest)
         args.run(args)
         sys.stdout.flush()
         return 0
@@ -66,7 +66,7 @@ def build_parser() -> Parser:
     """The whole command line. Importing nothing heavy keeps `worldline --help` fast."""
     parser = Parser("worldline", description="Text to video, with a verifier that checks what was made.")
     parser.add_argument("--version", action="version", version=f"worldline {__version__}")
-    parser.set_defaults(run=lambda args: parser.print_help())
+    parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
     for add in (add_generate, add_edits, add_worlds, add_train, add_eval, add_export, add_info):
         add(verbs)

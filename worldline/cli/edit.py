@@ -1,5 +1,5 @@
 """`worldline animate | extend | loop | interpolate | blend | remix | recut | inpaint | outpaint | image | variations |
-storyboard`: one verb each for `generate.edit` and `generate.storyboard`."""
+rollout | storyboard`: one verb each for `generate.edit`, `generate.rollout` and `generate.storyboard`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,15 @@ def add_edits(verbs: Verbs) -> None:
     parser.add_argument("--count", type=number("--count", True, "4"), default=4, help="how many")
     _add_strength(parser, 0.8)
 
+    parser = _verb(
+        verbs, "rollout", "drive a world: a thing is pushed about, and the model says what follows", _rollout
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help='what is there, for example "a red ball moves on the floor"')
+    about = "DIRECTION:SECONDS, one after the other: left, right, toward, away, none"
+    parser.add_argument("--pushes", required=True, help=about + "; for example right:0.5,none:0.25,away:1")
+    parser.add_argument("--image", default=None, help="the first frame; drawn from the prompt unless given")
+    parser.add_argument("--size", default=None, help="WIDTHxHEIGHT in pixels; the model's own size unless given")
+
     parser = _verb(verbs, "storyboard", "a video told in cards", _storyboard)
     parser.add_argument("board", metavar="BOARD", help="YAML file, as the example below")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -115,7 +124,7 @@ def _verb(
     parser = add_verb(verbs, name, run, about)
     add_output(parser, output)
     add_settings(parser)
-    if name not in ("animate", "image"):
+    if name not in ("animate", "image", "rollout"):
         parser.add_argument("--reencode", action="store_true", help="do not copy known pixels, but decode them as well")
     return parser
 
@@ -272,6 +281,24 @@ def _variations(args: argparse.Namespace, pipeline: Any) -> Any:
 
     video, settings = _clip(args.video), _settings(args)
     return edit.variations(pipeline, video, _prompt(args, video), args.count, args.strength, **settings)
+
+
+def _rollout(args: argparse.Namespace, pipeline: Any) -> Any:
+    from worldline.generate.rollout import rollout
+
+    image, pushes = read_picture(args.image, "--image"), _pushes(args.pushes)
+    return rollout(pipeline, args.prompt, pushes, image, **_settings(args, shape=True))
+
+
+def _pushes(text: str) -> list[tuple[str, float]]:
+    """ "right:0.5,away:1" as [("right", 0.5), ("away", 1.0)]; raises UserError."""
+    pushes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([a-z]+)\s*:\s*(\d+(?:\.\d+)?)\s*", part)
+        if match is None:
+            raise UserError(f"--pushes {part[:40]!r}: not DIRECTION:SECONDS; write for example right:0.5,away:1")
+        pushes.append((match[1], float(match[2])))
+    return pushes
 
 
 def _storyboard(args: argparse.Namespace, pipeline: Any) -> Any:

@@ -21,18 +21,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{name}: {message} (see `{self.prog} --help`)" if name else f"{message}; try --help")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
-        """Raise for arguments that no verb knows, naming the nearest flag that one does."""
-        word = words[0].split("=")[0]
-        close = difflib.get_close_matches(word, self._known(), 1)
+        """Raise for arguments that this verb does not know, naming its nearest flag."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(words[0].split("=")[0], flags, 1)
         hint = f"did you mean {close[0]}?" if close else "remove it, or put the prompt in quotes"
         raise UserError(f"unknown argument {words[0][:60]!r}; {hint}")
-
-    def _known(self) -> list[str]:
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                flags += [flag for sub in action.choices.values() for flag in sub._known()]
-        return flags
 
 
 Verbs = Any  # argparse's subparser action, whose type is private
@@ -42,7 +35,7 @@ def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None],
     parser: Parser = verbs.add_parser(
         name, help=about, description=about, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 

@@ -116,6 +116,11 @@ def add_eval(verbs: Verbs) -> None:
     _add_common(parser, 16, "how many worlds per verb")
     parser.add_argument("--verbs", default=None, help="those to score, with commas; all unless given")
 
+    about = "a pushed thing against the simulator, at 1, 4 and 16 times a trained clip"
+    parser = add_verb(below, "rollout", run_eval_rollout, about)
+    _add_common(parser, 16, "how many worlds")
+    parser.add_argument("--lengths", default="17,65,257", help="frames after which is looked, with commas")
+
 
 def _add_scored(parser: Parser, n: int) -> None:
     _add_common(parser, n, "how many prompts")
@@ -175,6 +180,30 @@ def run_eval_verbs(args: argparse.Namespace) -> None:
             out=out,
             progress=update,
         )
+    _emit_scores(args, folder, pipeline, request, results)
+
+
+def run_eval_rollout(args: argparse.Namespace) -> None:
+    """Drive known worlds and hold where things are against the simulator."""
+    lengths = [int(number("--lengths", True, "17,65,257")(word)) for word in args.lengths.split(",")]
+    folder, request = _checked(args, frames=max(2, *lengths))
+
+    from worldline.eval.rollout import run_rollouts
+    from worldline.generate.pipeline import Deferred
+    from worldline.generate.request import check_range
+    from worldline.generate.rollout import check_driven, rollout
+
+    for length in lengths:
+        check_range("--lengths", length, 2, 4097, whole=True)
+    check_driven(Deferred(folder, {}))
+    pipeline, out = _prepared(args, folder)
+
+    def ask(image: Any, prompt: str, pushes: Any, seed: int) -> Any:
+        return rollout(pipeline, prompt, pushes, image, seed=seed).frames
+
+    size = request.height, request.width
+    with progress("driving") as update:
+        results = run_rollouts(ask, args.n, args.seed, lengths, size, pipeline.reconstruct, out, update)
     _emit_scores(args, folder, pipeline, request, results)
 
 

@@ -1,4 +1,5 @@
-"""The one way to condition on video: known latents and a mask over (t, h, w), for training and generation."""
+"""The one way to condition on video: known latents and a mask over (t, h, w), and what drives the world, for training
+and generation."""
 
 from __future__ import annotations
 
@@ -9,20 +10,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldline.dit.patchify import Patch, patchify
+from worldline.dit.patchify import Patch, grid, patchify
 from worldline.errors import UserError
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """known (C, T, H, W): latents, zero where unknown; mask (1, T, H, W): 1 where known."""
+    """known (C, T, H, W): latents, zero where unknown; mask (1, T, H, W): 1 where known; actions (T, A + 1) as
+    `driven` makes them, None where the world runs by itself."""
 
     known: Tensor
     mask: Tensor
+    actions: Tensor | None = None
+
+    def at(self, times: Sequence[int]) -> Conditions:
+        """Of these latent frames alone."""
+        of_times = None if self.actions is None else self.actions[list(times)]
+        return Conditions(self.known[:, list(times)], self.mask[:, list(times)], of_times)
 
     def tokens(self, patch: Patch) -> tuple[Tensor, Tensor]:
         """known (n, C*P) and mask (n, P) as the model reads them, P = pt*ph*pw."""
         return patchify(self.known, patch)[0], patchify(self.mask, patch)[0]
+
+
+def actions_of_tokens(actions: Tensor, shape: Sequence[int], patch: Patch) -> Tensor:
+    """Actions of latent frames (T, A + 1) for the tokens of latents of `shape` (..., T, H, W): (n, A + 1).
+
+    With pt above 1 a token goes by the first of its latent frames.
+    """
+    _, h, w = grid(shape, patch)
+    return actions[:: patch[0]].repeat_interleave(h * w, dim=0)
+
+
+def driven(inputs: Tensor, times: Sequence[int], temporal: int = 4) -> Tensor:
+    """What drives the world during each latent frame: (T, temporal * K + 1), the last value 1 for "this is all".
+
+    Args:
+        inputs: (F, K), of which row f acts from frame f to frame f + 1; nothing acts after the last.
+        times: numbers of the latent frames; number t ends at frame temporal * t, and 0 is a picture before which
+            nothing acted.
+    """
+    _, width = inputs.shape
+    last = max(times, default=0)
+    rows = torch.zeros(temporal * (last + 1), width)
+    kept = min(len(inputs), temporal * last)
+    rows[temporal : temporal + kept] = inputs[:kept]
+    groups = rows.view(last + 1, temporal * width)[list(times)]
+    return torch.cat([groups, torch.ones(len(groups), 1)], dim=1)
 
 
 def none(shape: Sequence[int]) -> Conditions:
@@ -63,6 +97,13 @@ def first_frame(latent: Tensor, frames: int) -> Conditions:
     """Image to video: the first latent frame (C, 1, H, W) is known, `frames` latent frames in all."""
     channels, _, h, w = latent.shape
     return known_frames({0: latent}, (channels, frames, h, w))
+
+
+def random_start(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """A mask (1, T, H, W): some of the first frames are known, at least one and not all, as where a world is driven."""
+    mask = torch.zeros(1, *shape[1:])
+    mask[:, : int(rng.integers(1, max(2, shape[1])))] = 1
+    return mask
 
 
 def random_mask(rng: np.random.Generator, shape: Sequence[int], nothing: float = 0.7, free: bool = True) -> Tensor:

@@ -38,6 +38,7 @@ class DiTConfig:
             row, and 0 rows leave an axis to the rotary positions alone.
         gate_init: opening of the residual gates before training.
         factorised: attention in turn inside a frame and, causally, over the frames at one place; else all to all.
+        actions: values of the inputs that drive a world over one latent frame; 0 where the model knows none.
         masks: whether known latents and their mask are read beside the noisy ones; else sampling holds what is known
             by replacement.
     """
@@ -59,6 +60,7 @@ class DiTConfig:
     learned_positions: tuple[int, int, int] = (32, 32, 32)
     gate_init: float = 0.3
     factorised: bool = False
+    actions: int = 0
     masks: bool = True
 
     def __post_init__(self) -> None:
@@ -186,6 +188,19 @@ class Block(nn.Module):
         return add_gated(x, gate2, self.mlp(h))
 
 
+class Actions(nn.Module):
+    """What is done to the world while a latent frame passes, as something to add to its tokens."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.actions, config.width)
+        self.down = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """actions (N, A + 1), the last 1 where any are given and 0 where the world runs by itself -> (N, width)."""
+        return actions[:, -1:] * self.down(F.silu(self.up(actions[:, :-1])))  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class _Context:
     """What all blocks of one forward pass share."""
@@ -205,6 +220,7 @@ class DiT(nn.Module):
         width = config.width
         self.embed = nn.Linear(config.token_inputs, width)
         self.positions = nn.ParameterList(torch.empty(rows, width) for rows in config.learned_positions)
+        self.actions = Actions(config) if config.actions else None
         self.text = nn.Linear(config.text_width, width)
         self.time = TimestepEmbedding(width)
         self.modulation = nn.Linear(width, 6 * width)
@@ -225,7 +241,7 @@ class DiT(nn.Module):
         | gains of queries and keys                  | 1                                               |
         | modulation, final modulation               | 0: every block starts alike for all timesteps   |
         | block tables: shift, scale, gate           | 0, 1, `gate_init` (open gates learn earlier)    |
-        | head                                       | 0: the first prediction is zero                 |
+        | head, actions' output                      | 0: nothing is predicted or added at first       |
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -243,6 +259,8 @@ class DiT(nn.Module):
                 nn.init.constant_(block.table[row], value)
         for linear in (self.modulation, self.final, self.head):
             nn.init.zeros_(linear.weight)
+        if self.actions is not None:
+            nn.init.zeros_(self.actions.down.weight)
 
     def forward(
         self,
@@ -255,6 +273,7 @@ class DiT(nn.Module):
         known: Tensor | None = None,
         mask: Tensor | None = None,
         trace: list[Tensor] | None = None,
+        actions: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity eps - x0 of every token.
 
@@ -268,12 +287,15 @@ class DiT(nn.Module):
             known: (N, D) known tokens, zero where unknown; None means nothing is known. Not read without `masks`.
             mask: (N, P), 1 = known; None means nothing is known.
             trace: receives the states (N, width) after every block.
+            actions: (N, A + 1) as `Actions` reads them; None means none are given.
 
         Returns:
             (N, D) in the type of the weights.
         """
         places = coords / coords.new_tensor(self.config.rope_stretch, dtype=torch.float32)  # (N, 3)
         x = self._embed(tokens, places, known, mask)  # (N, width)
+        if self.actions is not None and actions is not None:
+            x = x + self.actions(actions.to(x.dtype))
         dtype = x.dtype
         unique, index = torch.unique(timestep, return_inverse=True)  # (U,), (N,)
         context = _Context(

@@ -118,8 +118,7 @@ def paint(
     given = 0
     for number, step in enumerate(steps):
         times = step.times
-        part = Conditions(conditions.known[:, times], conditions.mask[:, times])
-        painted = sample(number, step, part)
+        painted = sample(number, step, conditions.at(times))
         places = [times.index(t) for t in step.new]
         conditions.known[:, list(step.new)] = painted[:, places].to(conditions.known)
         conditions.mask[:, list(step.new)] = 1

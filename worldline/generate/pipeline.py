@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from worldline.checkpoints.folder import Parts, load_parts, model_hash
-from worldline.checkpoints.layout import resolve
+from worldline.checkpoints.layout import CONFIG_NAMES, read_json, resolve
 from worldline.diffusion.guidance import cfg, scale_at
 from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import schedule
-from worldline.dit.conditions import Conditions, none, place_known
+from worldline.dit.conditions import Conditions, actions_of_tokens, driven, none, place_known
 from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
 from worldline.generate.canvas import TEMPORAL, Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
@@ -165,6 +165,11 @@ class Pipeline:
         """How what is known is held: "masks", as the model was trained to, or "replacement" for one that was not."""
         return "masks" if self.dit.config.masks else "replacement"
 
+    @property
+    def driven(self) -> bool:
+        """Whether it was taught worlds that are driven by inputs."""
+        return self.dit.config.actions > 0
+
     def answer(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[np.ndarray]:
         """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults but for what is `given`, as for
         `request`: what an evaluation asks for."""
@@ -277,11 +282,17 @@ class Pipeline:
         how: str = "auto",
         progress: Progress | None = None,
         store: Path | None = None,
+        inputs: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """`generate` for one long video: frames uint8 (H, W, 3) as they are finished; `store` as in `stream`."""
+        """`generate` for one long video: frames uint8 (H, W, 3) as they are finished; `store` as in `stream`.
+
+        `inputs`: float32 (F, K), what drives the world from each frame to the next, as in `conditions.driven`.
+        """
         drawing = Drawing.of(request)
         latent = drawing.shape.latent()
         conditions = none((self.dit.config.in_channels, latent.frames, latent.height, latent.width))
+        if inputs is not None:
+            conditions = replace(conditions, actions=driven(torch.from_numpy(inputs), range(latent.frames)))
         picture = None if image is None else fitted(image, request.height, request.width)
         if picture is not None:
             known = self.condition(timeline([picture[None]]))
@@ -380,6 +391,10 @@ class Pipeline:
         copies = (len(text.cu_seqlens) - 1) // videos  # 2 with guidance: all videos with the prompt, then without
         known, mask = (value.repeat(videos * copies, 1).to(self.device, self.dtype)
                        for value in condition.tokens(self.dit.config.patch))  # fmt: skip
+        actions = None
+        if condition.actions is not None:
+            actions = actions_of_tokens(condition.actions, condition.mask.shape, self.dit.config.patch)
+            actions = actions.repeat(videos * copies, 1).to(self.device)
         coords = packed.coords.repeat(copies, 1).to(self.device)
         last = int(packed.cu_seqlens[-1])
         cu = torch.cat([packed.cu_seqlens] + [packed.cu_seqlens[1:] + last * i for i in range(1, copies)])
@@ -407,6 +422,7 @@ class Pipeline:
                 cu_text[:ends],
                 known[:rows],
                 mask[:rows],
+                actions=None if actions is None else actions[:rows],
             ).float()
             if count == 1:
                 return velocity
@@ -487,6 +503,7 @@ class Deferred:
     def __init__(self, folder: Path, defaults: Mapping[str, Any]) -> None:
         self.folder = folder
         self.defaults, self.window = Request("", **known_defaults(defaults)), window_of(defaults)
+        self.driven = bool(read_json(folder / "transformer" / CONFIG_NAMES["transformer"]).get("actions"))
 
     def request(self, prompt: str, **given: Any) -> Request:
         return request_of(self.defaults, prompt, **given)

@@ -46,7 +46,7 @@ def dit() -> DiTPlan:
         plain=(1.0, 1.0, 1.0, 1.0, 0.0),
         shapes=("96x64x17", "64x96x17", "64x64x961/9"),
         shares=(0.35, 0.2, 0.2, 0.25),
-        shape_clips=12_288,
+        shape_clips=(12_288,),
         base_tokens=80,
         layout=0.5,
         guidance_scale=3.0,

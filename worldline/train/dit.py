@@ -17,10 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldline.checkpoints.folder import Parts, SchedulerConfig, save_pretrained
+from worldline.checkpoints.folder import Parts, SchedulerConfig, load_parts, same_encoder, save_pretrained
 from worldline.diffusion.path import RectifiedFlow, add_noise, target
 from worldline.diffusion.timesteps import logit_normal, shift, unshift
-from worldline.dit.conditions import per_channel, place_known, random_mask
+from worldline.dit.conditions import (
+    actions_of_tokens,
+    driven,
+    per_channel,
+    place_known,
+    random_mask,
+    random_start,
+)
 from worldline.dit.model import DiT, DiTConfig
 from worldline.dit.patchify import grid, pack
 from worldline.errors import UserError
@@ -35,7 +42,7 @@ from worldline.train.vae import load as load_vae
 from worldline.vae.latents import Whitening, pixel_importance
 from worldline.vae.model import VAEConfig, VideoVAE
 from worldline.worlds.captions import caption, vocabulary
-from worldline.worlds.scene import Scene
+from worldline.worlds.scene import Scene, pushes_of
 from worldline.worlds.synonyms import synonyms
 
 TIMES = (0.2, 0.4, 0.6, 0.8, 0.95)  # of validation
@@ -47,6 +54,7 @@ class DiTPlan:
     """Everything about a DiT run. `vae` is the folder of a trained VAE or of the run that made it."""
 
     vae: str = ""
+    start: str = ""  # folder of a model whose weights the run begins with, by default none
     name: str = "dit"
     seed: int = 0
     config: DiTConfig = field(default_factory=DiTConfig)
@@ -55,9 +63,10 @@ class DiTPlan:
     clips: ClipsPlan = field(default_factory=lambda: ClipsPlan(count=65_536))
     shapes: tuple[
         str, ...
-    ] = ()  # more than that of `clips`: "96x64x17"; 9 latent frames of up to 961: "64x64x961/9"; cut: "64x64x17@96x64"
+    ] = ()  # more than that of `clips`: "96x64x17"; 9 latent frames of up to 961: "64x64x961/9"; cut: "64x64x17@96x64";
+    # of things that are pushed about: "64x64x961/9+pushes"
     shares: tuple[float, ...] = (1.0,)  # of the samples: of `clips`, then of each of `shapes`
-    shape_clips: int = 8192  # clips of each of `shapes`
+    shape_clips: tuple[int, ...] = (8192,)  # clips of each of `shapes`, or of all of them
     frames: str = ""  # folder of clips that a VAE run rendered, used where they fit instead of rendering again
     latents: str = ""  # folder of the latent cache; `latents` in the run's folder unless given
     whitening_power: float = 0.5  # 1 gives every channel unit variance; below, channels that show more lead
@@ -109,9 +118,8 @@ class TextToVideo(nn.Module):
             states = self.text.encode(batch.prompts)
         on = batch.to(device)
         trace: list[Tensor] | None = [] if batch.lesson else None
-        velocity = self.dit(
-            on.noisy, on.coords, on.cu_seqlens, on.timestep, states.states, states.cu_seqlens, on.known, on.mask, trace
-        )
+        tokens = on.noisy, on.coords, on.cu_seqlens, on.timestep
+        velocity = self.dit(*tokens, states.states, states.cu_seqlens, on.known, on.mask, trace, on.actions)
         return velocity, self.layout(trace[len(trace) // 2]) if trace else None
 
 
@@ -128,6 +136,7 @@ class Batch:
     mask: Tensor  # (N, P)
     prompts: list[str]
     words: torch.Generator  # which words the text encoder drops
+    actions: Tensor | None = None  # (N, A + 1), zero for worlds that run by themselves
     layout: Tensor | None = None  # (N, 12 * P) in 0..1
     lesson: float = 0.0  # weight of the layout in the loss
 
@@ -145,6 +154,7 @@ class Batch:
             mask=self.mask.to(device, non_blocking=True),
             prompts=self.prompts,
             words=self.words,
+            actions=None if self.actions is None else self.actions.to(device, non_blocking=True),
             layout=None if self.layout is None else self.layout.to(device, non_blocking=True),
             lesson=self.lesson,
         )
@@ -152,11 +162,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sample:
-    """Whitened latents `clean` (C, T, H, W), where they are known (1, T, H, W), and which latent frames they are."""
+    """Whitened latents `clean` (C, T, H, W), where they are known (1, T, H, W), which latent frames they are, and what
+    drives the world during them, as in `Conditions`."""
 
     clean: Tensor
     mask: Tensor
     frames: Sequence[int]
+    actions: Tensor | None = None
 
 
 def assemble(
@@ -174,7 +186,19 @@ def assemble(
     eps = torch.randn(clean.tokens.shape, generator=noise)
     noisy, timestep = place_known(add_noise(FLOW, clean.tokens, eps, times), times, known, cells)
     velocity = target(FLOW, "velocity", clean.tokens, eps, times)
-    return Batch(noisy, velocity, clean.coords, clean.cu_seqlens, timestep, known, cells, prompts, noise)
+    actions = actions_of_samples(plan, samples)
+    return Batch(noisy, velocity, clean.coords, clean.cu_seqlens, timestep, known, cells, prompts, noise, actions)
+
+
+def actions_of_samples(plan: DiTPlan, samples: Sequence[Sample]) -> Tensor | None:
+    """(N, A + 1), zero for the samples that nothing drives; None where that is all of them."""
+    if all(sample.actions is None for sample in samples):
+        return None
+    rows = []
+    for sample in samples:
+        acting = torch.zeros(len(sample.frames), plan.config.actions + 1) if sample.actions is None else sample.actions
+        rows.append(actions_of_tokens(acting, sample.mask.shape, plan.config.patch))
+    return torch.cat(rows)
 
 
 def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, step: int) -> Batch:
@@ -189,9 +213,13 @@ def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, s
         times = cache.excerpts[row].times[part]
         clean = whitening.forward(torch.from_numpy(cache.values.row(row)[:, part].astype(np.float32)))
         free = image or Excerpt(cache.excerpts[row].total, times).whole
-        mask = random_mask(rng, clean.shape, now["nothing_known"], free)
+        pushes = Scene.from_json(cache.scenes[row]).pushes
+        if pushes:  # a world is driven from where it stands
+            mask, acting = random_start(rng, clean.shape), driven(torch.from_numpy(pushes_of(pushes)), times)
+        else:
+            mask, acting = random_mask(rng, clean.shape, now["nothing_known"], free), None
         layout = torch.from_numpy(cache.layouts.row(row)[:, part].copy())
-        rows.append((Sample(clean, mask, times), prompt_of(plan, cache.scenes[row], rng), layout))
+        rows.append((Sample(clean, mask, times, acting), prompt_of(plan, cache.scenes[row], rng), layout))
     rows.sort(key=lambda row: row[0].clean.shape)  # samples of one size side by side are one batch of attention
     samples, prompts, layouts = map(list, zip(*rows, strict=True))
     batch = assemble(plan, samples, logit_normal(len(samples), noise, now["time_mean"]), prompts, noise)
@@ -288,7 +316,10 @@ def validate(
 
 
 def fit_whitening(plan: DiTPlan, vae: VideoVAE, latents: Latents, path: Path) -> Whitening:
-    """The run's whitening: fitted once and kept at `path`, so that a resumed run on other threads has the same bits."""
+    """The run's whitening: that of the model it starts from, else fitted once and kept at `path`, so that a resumed run
+    on other threads has the same bits."""
+    if plan.start:
+        return load_parts(plan.start).whitening
     if path.exists():
         return Whitening.from_dict(json.loads(path.read_text()))
     rows = np.linspace(0, len(latents.values) - 1, min(32, len(latents.values))).astype(int)
@@ -311,6 +342,25 @@ def build(plan: DiTPlan) -> TextToVideo:
     known = vocabulary()
     words = replace(plan.text, words=tuple(known), readings=synonyms(known), width=plan.config.text_width)
     return TextToVideo(DiT(plan.config), WordTransformer(words))
+
+
+def begin(model: TextToVideo, start: Parts, vae: VideoVAE) -> None:
+    """Copies the weights of `start` into networks that may have more (actions, the lesson's head).
+
+    Raises UserError for a model of another VAE or of other shapes.
+    """
+    if not same_encoder(start.vae, vae):
+        raise UserError("start: the model knows the latents of another VAE than `vae`; name the VAE in its folder")
+    for name in ("dit", "text"):
+        part, own = getattr(start, name), getattr(model, name)
+        weights = part.state_dict() if isinstance(part, nn.Module) else {}
+        found = own.state_dict() if isinstance(own, nn.Module) else {}
+        wrong = [key for key, value in weights.items() if key not in found or found[key].shape != value.shape]
+        wrong += [key for key in found if key not in weights and not key.startswith("actions.")]
+        if wrong:
+            raise UserError(f"start: its {name} is of another shape than the plan's: {', '.join(sorted(wrong)[:4])}")
+        if weights:
+            own.load_state_dict(weights, strict=False)
 
 
 def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening) -> Parts:
@@ -351,7 +401,10 @@ def train(
     unseen = held_out(plan.clips, plan.validate_clips)
     unseen_latents = cache_latents(unseen, encoder, mark, folder / "validation", None, say)
     whitening = fit_whitening(plan, vae, caches[0], out / "whitening.json")
-    model = build(plan).to(device)
+    model = build(plan)
+    if plan.start:
+        begin(model, load_parts(plan.start), vae)
+    model.to(device)
 
     def wrapped(call: Callable[[int, Parts, Path], Mapping[str, float] | None]) -> Callback:
         return lambda step, averaged, where: call(step, parts(plan, averaged, vae, whitening), where)  # type: ignore[arg-type]
@@ -379,9 +432,11 @@ def train(
 
 def shapes_of(plan: DiTPlan) -> dict[str, ClipsPlan]:
     """The clips of each of `plan.shapes`; raises UserError for a shape that cannot be read."""
+    if len(plan.shape_clips) not in (1, len(plan.shapes)):
+        raise UserError(f"shape_clips: {plan.shape_clips} must hold one value, or one for each of {plan.shapes}")
     plans = {}
     for number, shape in enumerate(plan.shapes, 1):
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:/(\d+))?(?:@(\d+)x(\d+))?", shape)
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:/(\d+))?(?:@(\d+)x(\d+))?(?:\+pushes)?", shape)
         if match is None:
             raise UserError(f"shapes: {shape[:40]!r} is not WIDTHxHEIGHTxFRAMES; write 96x64x17, or 64x64x961/9")
         width, height, frames, groups, *rendered = (int(value or 0) for value in match.groups())
@@ -390,12 +445,14 @@ def shapes_of(plan: DiTPlan) -> dict[str, ClipsPlan]:
         if crop and (crop[0] > width or crop[1] > height):
             raise UserError(f"shapes: {shape[:40]!r} cuts more than there is; render at least {crop[0]}x{crop[1]}")
         seed = plan.clips.seed + SEED_STEP * number  # other scenes than those of the other shapes
-        clips = replace(plan.clips, count=plan.shape_clips, seed=seed, frames=frames, groups=groups)
-        plans[shape] = replace(clips, width=width, height=height, crop=crop)
+        count = plan.shape_clips[number - 1 if len(plan.shape_clips) > 1 else 0]
+        clips = replace(plan.clips, count=count, seed=seed, frames=frames, groups=groups)
+        plans[shape] = replace(clips, width=width, height=height, crop=crop, pushed=shape.endswith("pushes"))
     return plans
 
 
 SEED_STEP = 1000
+PUSHES = 2 * VAEConfig.temporal  # values that say how a thing is pushed during a latent frame
 TEXT_TOKENS = 12  # a caption's usual length, for the count of operations
 
 
@@ -421,6 +478,8 @@ def plan_check(plan: DiTPlan) -> None:
         values = getattr(plan, name)
         if len(values) not in (1, len(phases)):
             raise UserError(f"{name}: {values} must hold one value, or one for each of phases={phases}")
+    if plan.config.actions != PUSHES and any(clips.pushed for clips in shapes_of(plan).values()):
+        raise UserError(f"config.actions: {plan.config.actions} are no pushes of a latent frame; use {PUSHES}")
     if len(plan.shares) != 1 + len(shapes_of(plan)) or min(plan.shares) < 0 or plan.shares[0] <= 0:
         raise UserError(f"shares: {plan.shares} must be one for `clips`, above 0, and one for each of {plan.shapes}")
     if len(plan.styles) != 3 or min(plan.styles) < 0 or sum(plan.styles) <= 0:

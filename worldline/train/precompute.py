@@ -30,7 +30,7 @@ from worldline.train.plan import clock, numpy_rng, plan_dict
 from worldline.vae.model import History, VAEConfig, VideoVAE
 from worldline.worlds.render import render
 from worldline.worlds.render_torch import render_batch
-from worldline.worlds.scene import Scene, sample_scene
+from worldline.worlds.scene import Scene, sample_pushed, sample_scene
 
 Say = Callable[[str], None]
 TEMPORAL = VAEConfig.temporal  # frames of a latent frame
@@ -42,6 +42,7 @@ class ClipsPlan:
 
     `workers` processes render, 0 means this one; with another `device` than "cpu" they are drawn there.
     Of every picture only the middle of `crop` (width, height) is kept, where given.
+    `pushed` scenes show a thing that is pushed about (`scene.sample_pushed`); their excerpts are neighbours.
     With `groups` above 0 clips have up to `frames` frames and only so many latent frames of each are kept (`Excerpt`).
     """
 
@@ -57,6 +58,7 @@ class ClipsPlan:
     device: str = "cpu"
     groups: int = 0
     crop: tuple[int, ...] = ()
+    pushed: bool = False
 
     @property
     def slices(self) -> int:
@@ -88,7 +90,7 @@ def excerpt_at(plan: ClipsPlan, index: int) -> Excerpt:
         return Excerpt(last + 1, tuple(range(last + 1)))
     rng, most = numpy_rng(plan.seed, index, "excerpt"), plan.groups - 1
     last = round(math.exp(rng.uniform(math.log(most), math.log(last))))
-    kind = rng.choice(("whole", "stretch", "neighbours", "far"), p=(0.4, 0.25, 0.2, 0.15))
+    kind = "neighbours" if plan.pushed else rng.choice(list(EXCERPTS), p=list(EXCERPTS.values()))
     if kind == "whole":
         times = np.linspace(0, last, plan.groups).round().astype(int)
     elif kind == "far" and last > plan.groups:
@@ -103,6 +105,9 @@ def excerpt_at(plan: ClipsPlan, index: int) -> Excerpt:
     return Excerpt(last + 1, tuple(times.tolist()))
 
 
+EXCERPTS = {"whole": 0.4, "stretch": 0.25, "neighbours": 0.2, "far": 0.15}  # how often each kind is drawn
+
+
 def frames_of_times(times: Sequence[int] | np.ndarray) -> np.ndarray:
     """(G, 4) numbers of the frames that each latent frame covers; the first holds frame 0 alone, four times."""
     numbers = TEMPORAL * (np.asarray(times)[:, None] - 1) + 1 + np.arange(TEMPORAL)
@@ -111,7 +116,8 @@ def frames_of_times(times: Sequence[int] | np.ndarray) -> np.ndarray:
 
 def scene_at(plan: ClipsPlan, index: int) -> Scene:
     """Scene number `index` of a plan."""
-    return sample_scene(numpy_rng(plan.seed, index, f"scene-{plan.split}"), plan.split)
+    rng = numpy_rng(plan.seed, index, f"scene-{plan.split}")
+    return (sample_pushed if plan.pushed else sample_scene)(rng, plan.split)
 
 
 def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
@@ -366,7 +372,7 @@ def _claim(plan: ClipsPlan, folder: Path, extra: dict[str, str]) -> None:
 def _identity(plan: ClipsPlan) -> dict[str, Any]:
     """What decides the bytes of a slice (not how many there are, nor who renders them)."""
     fields = {name: value for name, value in plan_dict(plan).items() if name not in ("count", "workers", "device")}
-    return {name: value for name, value in fields.items() if name != "crop" or value}
+    return {name: value for name, value in fields.items() if name not in ("crop", "pushed") or value}
 
 
 def _fits(plan: ClipsPlan, folder: Path) -> bool:

@@ -93,6 +93,7 @@ MOTION_WORDS = {
         "leap{s} off the floor and come{s} back down",
         "jump{s} into the air",
     ),
+    "pushed": ("move{s} on the floor", "travel{s} over the floor", "glide{s} on the ground"),
     "spin": ("spin{s} in place", "rotate{s}", "turn{s} around on the spot", "twirl{s}"),
 }
 CAMERA_WORDS = {

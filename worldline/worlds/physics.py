@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from worldline.worlds.scene import DEPTH_GAIN, SPEEDS, Scene
+from worldline.worlds.scene import DEPTH_GAIN, PUSH_RATE, SPEEDS, Scene, pushes_of
 
 GRAVITY = 14.0  # world units / s^2: a thing of half a unit falls in a clip of one second
 RESTITUTION = {"bounce": 0.82, "fall": 0.12, "jump": 0.05}
@@ -18,6 +18,10 @@ RISE = 1.5  # distance covered in one clip
 JUMP_SPEED = math.sqrt(2 * GRAVITY * 1.15)  # reaches 1.15 units
 SPIN = 2.6  # turn in one clip, radians
 SUBSTEPS_PER_SECOND = 960
+PUSH = 9.0  # world units / s^2
+DRAG = 3.0  # 1 / s: a thing pushed for long moves at PUSH / DRAG
+WALLS = np.array([[-1.25, 1.25], [-1.1, 0.6]])  # x and z that the centre of a pushed thing keeps to
+WALL_RESTITUTION = 0.6
 
 _VOLUME = {"ball": 4.19, "cube": 4.10, "cylinder": 3.6, "cone": 2.1}  # of radius one: mass is volume
 
@@ -61,6 +65,10 @@ def simulate(scene: Scene, frames: int, fps: float) -> Trajectory:
                 turn[i] = SPIN / duration
     collide = scene.event == "collide"
     yaw = np.array([thing.yaw for thing in things])
+    if scene.pushes:
+        pushes = pushes_of(scene.pushes.ljust(math.ceil(duration * PUSH_RATE) + 1, "n"))
+        path = _pushed(position[0], pushes.astype(np.float64), WALLS, frames, fps)
+        return Trajectory(path[:, None], np.full((frames, 1), things[0].yaw), np.full(1, np.inf))
     out, contacts = _integrate(position, velocity, radius, mass, falls, bounce, leap, collide, frames, fps)
     times = np.arange(frames)[:, None] / fps
     return Trajectory(out, yaw[None] + turn[None] * times, contacts)
@@ -116,6 +124,29 @@ def _integrate(position, velocity, radius, mass, falls, bounce, leap, collide, f
                                 contacts[i] = min(contacts[i], (frame * substeps + step) * dt)
                                 contacts[j] = min(contacts[j], (frame * substeps + step) * dt)
     return out, contacts
+
+
+@njit(cache=True)
+def _pushed(start, pushes, walls, frames, fps):
+    """(frames, 3): a body under pushes (P, 2) along x and z and a drag in proportion to its speed, between walls."""
+    position, velocity = start.copy(), np.zeros(3)
+    out = np.empty((frames, 3))
+    substeps = max(1, round(SUBSTEPS_PER_SECOND / fps))
+    dt = 1.0 / (fps * substeps)
+    for frame in range(frames):
+        out[frame] = position
+        for step in range(substeps):
+            push = pushes[int((frame * substeps + step) * dt * PUSH_RATE + 1e-9)]
+            for side in range(2):
+                axis = 2 * side
+                velocity[axis] += (PUSH * push[side] - DRAG * velocity[axis]) * dt
+                position[axis] += velocity[axis] * dt
+                for end in range(2):
+                    beyond = position[axis] - walls[side, end]
+                    if (beyond > 0) == (end == 1) and beyond != 0:
+                        position[axis] = walls[side, end] - WALL_RESTITUTION * beyond
+                        velocity[axis] *= -WALL_RESTITUTION
+    return out
 
 
 EYE = (0.0, 2.0, 6.8)

@@ -26,6 +26,14 @@ TRAVELS = ("left", "right", "toward", "away")  # motions along the floor
 MOTIONS = ("still", *TRAVELS, "fall", "rise", "bounce", "jump", "spin")
 SPEEDS = {"slow": 0.95, "": 1.55, "fast": 2.3}  # distance covered in one clip, world units
 EVENTS = ("", "collide", "hide")
+PUSHES = {  # (right, toward the viewer): what drives a thing about the floor, a letter of `Scene.pushes` each
+    "none": (0.0, 0.0),
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "toward": (0.0, 1.0),
+    "away": (0.0, -1.0),
+}
+PUSH_RATE = 16  # pushes a second
 CAMERAS = ("static", "pan left", "pan right", "zoom in", "zoom out", "orbit left", "orbit right")
 FLOORS = ("plain", "checkered", "striped", "tiled")
 FLOOR_COLOURS = {
@@ -82,6 +90,7 @@ class Scene:
     sky: str = "pale"
     light: float = 0.6  # azimuth of the light, radians
     group: bool = False  # the things are equal and act together ("three red balls ...")
+    pushes: str = ""  # what drives the first thing, `PUSH_RATE` times a second: first letters of `PUSHES`
 
     @property
     def count(self) -> int:
@@ -124,6 +133,23 @@ def sample_scene(rng: np.random.Generator, split: str = "train", kind: str | Non
         if not _clear(scene) or (split != "any" and is_heldout(scene) != (split == "heldout")):
             continue
         return scene
+
+
+def sample_pushed(rng: np.random.Generator, split: str = "train", seconds: float = 20.0) -> Scene:
+    """A lone thing that is pushed about the floor, each push held for 3 to 10 beats; `split` as in `sample_scene`."""
+    scene = sample_scene(rng, split, "single")
+    x, z = float(rng.uniform(-0.9, 0.9)), float(rng.uniform(-0.8, 0.4))
+    thing = dataclasses.replace(scene.things[0], motion="pushed", speed="", x=x, z=z)
+    pushes = ""
+    while len(pushes) < seconds * PUSH_RATE:
+        pushes += str(rng.choice([name[0] for name in PUSHES])) * int(rng.integers(3, 11))
+    return dataclasses.replace(scene, things=(thing,), pushes=pushes[: math.ceil(seconds * PUSH_RATE)])
+
+
+def pushes_of(letters: str) -> np.ndarray:
+    """float32 (n, 2): the pushes of `Scene.pushes` as (right, toward)."""
+    vectors = {name[0]: vector for name, vector in PUSHES.items()}
+    return np.array([vectors[letter] for letter in letters], np.float32).reshape(-1, 2)
 
 
 def _pick(rng: np.random.Generator, options: Iterable[str]) -> str:
