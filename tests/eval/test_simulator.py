@@ -50,3 +50,10 @@ def test_vanishing_and_changing_are_noticed(truths: list[np.ndarray]) -> None:
     other = clip.copy()
     other[9:] = other[9:, :, :, ::-1]  # another colour from the middle on
     assert not simulator.judge(simulator.read(other, 16), scene)["identity"]
+
+
+def test_an_empty_video_shows_nothing() -> None:
+    look = simulator.read(np.full((17, 64, 64, 3), 120, np.uint8), 16)
+    assert (look.reading.count, look.steady, look.inside) == (0, 0.0, 0.0)
+    scene = simulator.sample_cases(2, 0)[1].scene
+    assert not simulator.judge(look, scene)["identity"]
