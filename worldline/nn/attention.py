@@ -134,6 +134,7 @@ def attention(
     cu_k: Tensor | Segments | None = None,
     scale: float | None = None,
     causal: bool = False,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Attention inside each sample of a packed sequence.
 
@@ -147,6 +148,7 @@ def attention(
         cu_k: the same for keys; None means those of the queries.
         scale: of the scores; None means 1 / sqrt(dim), 1.0 that the queries already carry it.
         causal: a query sees no key behind its own place; only where queries and keys are the same tokens.
+        counts: (M,) how many equal keys each key stands for; None means one.
 
     Returns:
         (N, heads, dim). A sample without keys gives zeros.
@@ -156,15 +158,21 @@ def attention(
     keys = queries if cu_k is None else as_segments(cu_k)
     runs = _runs(queries, keys)
     out = []
-    for run, part_q, part_k, part_v in zip(
-        runs, queries.split(q, runs), keys.split(k, runs), keys.split(v, runs), strict=True
+    for number, (run, part_q, part_k, part_v) in enumerate(
+        zip(runs, queries.split(q, runs), keys.split(k, runs), keys.split(v, runs), strict=True)
     ):
         if not len(part_q) or not len(part_k):
             out.append(torch.zeros_like(part_q))
             continue
         key, absent = keys.batch(part_k, *run)
         value, _ = keys.batch(part_v, *run)
-        out.append(_dense(queries.batch(part_q, *run)[0], key, value, absent, scale, causal).flatten(0, 1))
+        query = queries.batch(part_q, *run)[0]
+        bias = None if absent is None else absent.bias(q.dtype)
+        if counts is not None:
+            # n equal keys add n times the same exponential: exp(s + log n).
+            more = keys.batch(keys.split(counts, runs)[number], *run)[0].log().to(q.dtype)[:, None, None]
+            bias = more if bias is None else bias + more
+        out.append(_dense(query, key, value, bias, scale, causal).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
@@ -176,17 +184,16 @@ def _runs(queries: Segments, keys: Segments) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(kinds)], strict=True))
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, absent: Absent | None, scale: float, causal: bool) -> Tensor:
-    """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim) -> (b, n, heads, dim)."""
+def _dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim), bias (b, 1, 1, m) -> (b, n, heads, dim)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, n, dim)
     # On a CPU the fused kernel's backward is five times slower than storing short scores.
     if q.device.type != "cpu" or q.shape[2] * k.shape[2] > MAX_STORED_SCORES:
-        present = None if absent is None else ~absent.where[:, None, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=present, scale=scale, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
         return mixed.transpose(1, 2)
     scores = (q if scale == 1.0 else q * scale) @ k.transpose(-1, -2)  # (b, heads, n, m)
-    if absent is not None:
-        scores = scores + absent.bias(q.dtype)
+    if bias is not None:
+        scores = scores + bias
     if causal:
         later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, float("-inf"))

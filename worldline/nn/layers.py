@@ -38,6 +38,11 @@ class _RMSNormalise(Function):
         return torch.addcmul(grad, y, along, value=-1).mul_(scale), None
 
 
+def layer_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Rows without their mean, of unit variance (Ba et al. 2016, eq. 4, without gain and bias). x: (..., D)."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
 def rms_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Divide each row by its root mean square (Zhang & Sennrich 2019, eq. 4, without gain). x: (..., D)."""
     if not torch.is_grad_enabled():  # a Function costs as much as the arithmetic of a short sequence
@@ -132,18 +137,21 @@ class TimestepEmbedding(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear -> GELU -> Linear. (N, width) -> (N, width).
+    """Linear -> GELU -> Linear. (N, width) -> (N, out).
 
     Args:
+        out: `width` unless given.
         approximate: "none" is the exact GELU, three times faster than "tanh" in bf16 on a CPU; public
             checkpoints were mostly trained with "tanh".
     """
 
-    def __init__(self, width: int, hidden: int, approximate: str = "none", bias: bool = True) -> None:
+    def __init__(
+        self, width: int, hidden: int, approximate: str = "none", bias: bool = True, out: int | None = None
+    ) -> None:
         super().__init__()
         self.approximate = approximate
         self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.down = nn.Linear(hidden, out or width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]

@@ -27,17 +27,18 @@ def rope_tables(coords: Tensor, axes: Sequence[int], theta: float, dtype: torch.
         coords: (N, A) coordinates in tokens, integer or fractional.
         axes: channels of each axis, even, summing to the head dimension.
         theta: base of the geometric frequencies.
-        dtype: type of the tables; angles are always computed in float32.
+        dtype: type of the tables; angles are computed in float64 where the device has it.
 
     Raises:
         UserError: an odd number of channels, or as many axes as coordinates do not exist.
     """
     if len(axes) != coords.shape[-1] or any(a % 2 for a in axes):
         raise UserError(f"rope_axes={tuple(axes)}: give {coords.shape[-1]} even numbers of channels")
+    exact = torch.float32 if coords.device.type == "mps" else torch.float64
     angles = []
     for axis, channels in enumerate(axes):
-        exponent = torch.arange(0, channels, 2, dtype=torch.float32, device=coords.device) / max(channels, 1)
-        angles.append(coords[:, axis, None].float() * theta**-exponent)  # (N, channels / 2)
+        exponent = torch.arange(0, channels, 2, dtype=exact, device=coords.device) / max(channels, 1)
+        angles.append(coords[:, axis, None].to(exact) * theta**-exponent)  # (N, channels / 2)
     angle = torch.cat(angles, dim=-1)[:, None]  # (N, 1, head_dim / 2)
     cos, sin = angle.cos(), angle.sin()
     return Rope(torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype))
@@ -72,6 +73,16 @@ def _rotated(
     return (q, k, qkv.view(rows, 3, heads, dim)[:, 2]), (y, scale, c, s)
 
 
+def _rotated_across(qkv: Tensor, gain: Tensor, rope: Rope, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`normalise_rotate` over all heads: gain (2, heads, head_dim)."""
+    rows, heads, dim = len(qkv), qkv.shape[1] // 3, qkv.shape[2]
+    x = qkv[:, : 2 * heads].reshape(rows, 2, heads * dim)
+    y = (x * inverse_rms(x, eps)).view(rows, 2, heads, dim) * gain
+    cos, sin = rope.cos[:, None], rope.sin[:, None]  # (N, 1, 1, D)
+    q, k = torch.addcmul(y * cos, _turn(y), sin).unbind(1)
+    return q, k, qkv[:, 2 * heads :]
+
+
 class _NormaliseRotate(Function):
     """Queries and keys out of one projection, normalised, gained and rotated; the values pass through.
 
@@ -104,16 +115,19 @@ class _NormaliseRotate(Function):
 
 
 def normalise_rotate(qkv: Tensor, gain: Tensor, rope: Rope, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys with unit root mean square per head (QK-norm), times their gain, rotated by the tables.
+    """Queries and keys with unit root mean square (QK-norm), times their gain, rotated by the tables.
 
     Args:
         qkv: (N, 3*heads, head_dim), all queries, then keys, then values.
-        gain: (2, head_dim) of queries and of keys; a gain of exactly 0 stays there.
+        gain: of queries and of keys: (2, head_dim) normalises per head, and a gain of exactly 0 stays there;
+            (2, heads, head_dim) normalises over all heads.
         rope: tables of the N tokens.
 
     Returns:
         q, k, v: (N, heads, head_dim) each.
     """
+    if gain.dim() == 3:
+        return _rotated_across(qkv, gain, rope, eps)
     if not torch.is_grad_enabled():
         return _rotated(qkv, gain, rope.cos, rope.sin, eps)[0]
     q, k, v = _NormaliseRotate.apply(qkv, gain, rope.cos, rope.sin, eps)  # type: ignore[no-untyped-call]

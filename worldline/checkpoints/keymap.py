@@ -1,0 +1,94 @@
+"""How a public checkpoint's tensors become ours and back: one table per family, read in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldline.errors import UserError
+
+Pack = Callable[[Sequence[Tensor]], Tensor]
+Unpack = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of our tensors, the names of theirs that it is made of, and how: `pack` and its inverse."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    pack: Pack
+    unpack: Unpack
+
+
+def same(ours: str, theirs: str) -> Entry:
+    """Equal tensors under another name."""
+    return Entry(ours, (theirs,), lambda parts: parts[0], lambda whole: [whole])
+
+
+def linear(ours: str, *theirs: str, bias: bool = True) -> list[Entry]:
+    """Matrices (and biases) whose outputs stand one after the other in ours."""
+    names = ("weight", "bias") if bias else ("weight",)
+    return [stacked(f"{ours}.{name}", *(f"{their}.{name}" for their in theirs)) for name in names]
+
+
+def stacked(ours: str, *theirs: str) -> Entry:
+    """Tensors one after the other along their first axis, in equal parts."""
+    return Entry(ours, theirs, lambda parts: torch.cat(list(parts)), lambda whole: whole.chunk(len(theirs)))
+
+
+def then(entry: Entry, pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> Entry:
+    """An entry whose tensor is changed once more, by `pack` on the way in and `unpack` on the way out."""
+    return Entry(
+        entry.ours,
+        entry.theirs,
+        lambda parts: pack(entry.pack(parts)),
+        lambda whole: entry.unpack(unpack(whole)),
+    )
+
+
+def each(entry: Entry, pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor], parts: int) -> Entry:
+    """An entry of which the first `parts` of their tensors are changed, by `pack` on the way in."""
+
+    def inwards(found: Sequence[Tensor]) -> Tensor:
+        return entry.pack([pack(part) if i < parts else part for i, part in enumerate(found)])
+
+    def outwards(whole: Tensor) -> Sequence[Tensor]:
+        return [unpack(part) if i < parts else part for i, part in enumerate(entry.unpack(whole))]
+
+    return Entry(entry.ours, entry.theirs, inwards, outwards)
+
+
+def to_ours(
+    table: Iterable[Entry], weights: Mapping[str, Tensor], place: str, ignored: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Our tensors from theirs. Raises one UserError that lists every tensor missing or unexpected.
+
+    `ignored`: ends of names that are published but belong to nothing.
+    """
+    table = list(table)
+    wanted = {name for entry in table for name in entry.theirs}
+    unexpected = {name for name in weights.keys() - wanted if not name.endswith(tuple(ignored))}
+    found = {"missing": wanted - weights.keys(), "unexpected": unexpected}
+    if any(found.values()):
+        told = "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names)
+        raise UserError(f"--model {place} does not fit its config: {told}; copy the model again")
+    return {entry.ours: entry.pack([weights[name] for name in entry.theirs]) for entry in table}
+
+
+def to_theirs(table: Iterable[Entry], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_ours`."""
+    out: dict[str, Tensor] = {}
+    for entry in table:
+        parts = entry.unpack(weights[entry.ours])
+        out |= {name: part.contiguous() for name, part in zip(entry.theirs, parts, strict=True)}
+    return out
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """The first names in order, and how many more there are."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
