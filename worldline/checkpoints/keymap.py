@@ -29,15 +29,20 @@ def same(ours: str, theirs: str) -> Entry:
     return Entry(ours, (theirs,), lambda parts: parts[0], lambda whole: [whole])
 
 
-def linear(ours: str, *theirs: str, bias: bool = True) -> list[Entry]:
-    """Matrices (and biases) whose outputs stand one after the other in ours."""
-    names = ("weight", "bias") if bias else ("weight",)
-    return [stacked(f"{ours}.{name}", *(f"{their}.{name}" for their in theirs)) for name in names]
+def linear(ours: str, *theirs: str, sizes: Sequence[int] | None = None) -> list[Entry]:
+    """Matrices and biases whose outputs stand one after the other in ours; `sizes` as in `stacked`."""
+    return [
+        stacked(f"{ours}.{name}", *(f"{their}.{name}" for their in theirs), sizes=sizes) for name in ("weight", "bias")
+    ]
 
 
-def stacked(ours: str, *theirs: str) -> Entry:
-    """Tensors one after the other along their first axis, in equal parts."""
-    return Entry(ours, theirs, lambda parts: torch.cat(list(parts)), lambda whole: whole.chunk(len(theirs)))
+def stacked(ours: str, *theirs: str, sizes: Sequence[int] | None = None) -> Entry:
+    """Tensors one after the other along their first axis, of equal length unless `sizes` are given."""
+
+    def unpack(whole: Tensor) -> Sequence[Tensor]:
+        return whole.split(list(sizes)) if sizes else whole.chunk(len(theirs))
+
+    return Entry(ours, theirs, lambda parts: torch.cat(list(parts)), unpack)
 
 
 def then(entry: Entry, pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> Entry:

@@ -73,13 +73,18 @@ def _rotated(
     return (q, k, qkv.view(rows, 3, heads, dim)[:, 2]), (y, scale, c, s)
 
 
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """x (N, ..., heads, head_dim) with the channels i and i + head_dim / 2 of each pair rotated by the tables."""
+    shape = (len(x),) + (1,) * (x.dim() - 2) + x.shape[-1:]
+    return torch.addcmul(x * rope.cos.view(shape), _turn(x), rope.sin.view(shape))
+
+
 def _rotated_across(qkv: Tensor, gain: Tensor, rope: Rope, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """`normalise_rotate` over all heads: gain (2, heads, head_dim)."""
     rows, heads, dim = len(qkv), qkv.shape[1] // 3, qkv.shape[2]
     x = qkv[:, : 2 * heads].reshape(rows, 2, heads * dim)
     y = (x * inverse_rms(x, eps)).view(rows, 2, heads, dim) * gain
-    cos, sin = rope.cos[:, None], rope.sin[:, None]  # (N, 1, 1, D)
-    q, k = torch.addcmul(y * cos, _turn(y), sin).unbind(1)
+    q, k = rotate(y, rope).unbind(1)
     return q, k, qkv[:, 2 * heads :]
 
 
