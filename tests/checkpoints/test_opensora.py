@@ -12,6 +12,7 @@ from worldline.checkpoints import opensora
 from worldline.checkpoints.keymap import to_ours, to_theirs
 from worldline.dit.mmdit import Joint, MMDiT, MMDiTConfig
 from worldline.dit.patchify import coordinates
+from worldline.dit.told import Told
 from worldline.errors import UserError
 
 TINY = MMDiTConfig(
@@ -58,7 +59,10 @@ def asked(net: MMDiT, *samples: dict[str, Tensor]) -> list[Tensor]:
     joined = {name: torch.cat([each[name] for each in samples]) for name in samples[0]}
     tokens, words = ([len(each[name]) for each in samples] for name in ("tokens", "text"))
     cu, cu_text = (torch.tensor([0, *lengths]).cumsum(0) for lengths in (tokens, words))
-    return list(net(cu_seqlens=cu, cu_text=cu_text, **joined).split(tokens))
+    told = Told(joined.pop("text"), cu_text, vector=joined.pop("vector"))
+    out = net(cu_seqlens=cu, text=told, **joined)
+    assert torch.equal(net(cu_seqlens=cu, text=net.read(told), **joined), out)
+    return list(out.split(tokens))
 
 
 def test_packed_samples_are_each_their_own() -> None:

@@ -13,6 +13,7 @@ from worldline.checkpoints import wan
 from worldline.checkpoints.keymap import to_ours, to_theirs
 from worldline.dit.model import DiT
 from worldline.dit.patchify import coordinates, patchify, unpatchify
+from worldline.dit.told import Told
 from worldline.errors import UserError
 
 SHAPES = ((1, 4, 6), (3, 4, 4), (5, 6, 2), (2, 10, 8))  # latents (T, H, W)
@@ -70,21 +71,19 @@ def inputs(model: Any, shape: tuple[int, int, int]) -> dict[str, Tensor]:
 
 
 def answer(dit: DiT, given: dict[str, Tensor], per_token: Tensor | None = None, rows: int = PAD) -> Tensor:
-    """Ours on the same inputs, with the padding as one row that counts `rows` - TEXT times: (1, C, T, H, W)."""
+    """Ours on the same inputs, told of `rows` - TEXT rows of padding: (1, C, T, H, W)."""
     latents, config = given["hidden_states"][0], dit.config
     c, m = config.in_channels, config.mask_values
     tokens, coords = patchify(latents[:c], config.patch)
     known = patchify(latents[c + m :], config.patch)[0] if config.masks else None
     mask = patchify(latents[c : c + m], config.patch)[0] if config.masks else None
-    text = given["encoder_hidden_states"][0, : TEXT + 1]
-    counts = torch.ones(TEXT + 1)
-    counts[-1] = rows - TEXT
+    text = given["encoder_hidden_states"][0, :TEXT]
     image = given.get("encoder_hidden_states_image")
     image = None if image is None else image.flatten(0, 1)
     cu_image = None if image is None else torch.tensor([0, len(image)])
-    reading = dit.read(text, torch.tensor([0, len(text)]), counts, image, cu_image)
+    told = Told(text, torch.tensor([0, TEXT]), torch.tensor([rows - TEXT]), None, image, cu_image)
     time = torch.full((len(tokens),), 0.437) if per_token is None else per_token
-    out = dit(tokens, coords, torch.tensor([0, len(tokens)]), time, reading, known=known, mask=mask)
+    out = dit(tokens, coords, torch.tensor([0, len(tokens)]), time, dit.read(told), known=known, mask=mask)
     return unpatchify(out, (c, *latents.shape[1:]), config.patch)[None]
 
 
@@ -233,7 +232,7 @@ def broken(name: str, dit: DiT, given: dict[str, Tensor]) -> Tensor:
         case "norm without the mean":
             return answer(rebuilt(norm="rms"), given)
         case "padding left out":
-            return answer(dit, given, rows=TEXT + 1)
+            return answer(dit, given, rows=TEXT)
         case "queries normalised per head":
             from worldline.nn import rope
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.nn.attention import Segments, attention
 from worldline.nn.layers import (
@@ -197,6 +199,14 @@ class Embedder(nn.Module):
         return self.down(F.silu(self.up(x)))  # type: ignore[no-any-return]
 
 
+class Heard(NamedTuple):
+    """words (M, width) of all prompts before the first block; cu_words (B+1,); vector (B, width) of pooled text."""
+
+    words: Tensor
+    cu_words: Tensor
+    vector: Tensor
+
+
 class MMDiT(nn.Module):
     """Multimodal diffusion transformer on packed tokens; one timestep per sample."""
 
@@ -220,9 +230,7 @@ class MMDiT(nn.Module):
         coords: Tensor,
         cu_seqlens: Tensor,
         timestep: Tensor,
-        text: Tensor,
-        cu_text: Tensor,
-        vector: Tensor,
+        text: Told | Heard,
         known: Tensor | None = None,
         mask: Tensor | None = None,
         guidance: Tensor | None = None,
@@ -234,9 +242,7 @@ class MMDiT(nn.Module):
             coords: (N, 3) integer (t, h, w).
             cu_seqlens: (B+1,) cumulative numbers of tokens.
             timestep: (N,) float32 in [0, 1], 1 = pure noise, the same for all tokens of a sample.
-            text: (M, text_width) states of all prompts.
-            cu_text: (B+1,) cumulative numbers of text tokens.
-            vector: (B, vector_width) pooled text.
+            text: states of all prompts and their pooled ones, or what `read` made of them once for all steps.
             known: (N, D) known tokens, zero where unknown; None means nothing is known. Not read without `masks`.
             mask: (N, P), 1 = known; None means nothing is known.
             guidance: (B,) scales in [0, 1] of a model that takes them, as it was trained.
@@ -245,11 +251,12 @@ class MMDiT(nn.Module):
             (N, D) in the type of the weights.
         """
         dtype = self.embed.weight.dtype
-        joint = Joint(cu_text, cu_seqlens)
-        state = self.time(timestep[cu_seqlens[:-1]]) + self.vector(vector.to(dtype))  # (B, width)
+        heard = text if isinstance(text, Heard) else self.read(text)
+        joint = Joint(heard.cu_words, cu_seqlens)
+        state = self.time(timestep[cu_seqlens[:-1]]) + heard.vector  # (B, width)
         if self.guidance is not None and guidance is not None:
             state = state + self.guidance(guidance)
-        x, words = self._embed(tokens.to(dtype), known, mask), self.text(text.to(dtype))
+        x, words = self._embed(tokens.to(dtype), known, mask), heard.words
         places = joint.mixed(coords.new_zeros(len(words), 3), coords)  # a word stands at the origin
         rope = rope_tables(places, self.config.rope_axes, self.config.rope_theta, dtype)
         samples = {"text": joint.text_sample, "tokens": joint.token_sample}
@@ -262,6 +269,13 @@ class MMDiT(nn.Module):
             both = block(both, state, whole, rope, joint)
         shift, scale = rows["tokens"].gather(self.final(F.silu(state))).chunk(2, dim=-1)
         return self.head(_modulated(joint.parted(both)[1], shift, scale))  # type: ignore[no-any-return]
+
+    def read(self, told: Told) -> Heard:
+        """What the blocks begin with of prompts: it holds for all steps of a sampler."""
+        if told.vector is None:
+            raise ValueError("vector: this model needs pooled states of the prompts")
+        dtype = self.embed.weight.dtype
+        return Heard(self.text(told.text.to(dtype)), told.cu_text, self.vector(told.vector.to(dtype)))
 
     def _embed(self, tokens: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:
         """Tokens (N, D), plus what is known of them and where: (N, width)."""

@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from worldline.dit.blocks import NORMS, Actions, Block, Context, Picture, Reading, View, factorised_views
 from worldline.dit.config import BASE, PRESETS, SMALL, TINY, XL, DiTConfig
+from worldline.dit.told import Told
 from worldline.nn.attention import Segments
 from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise
 from worldline.nn.rope import rope_tables, sincos
 
-__all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "DiT", "DiTConfig", "Reading"]
+__all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "DiT", "DiTConfig", "Reading", "Told"]
 
 
 class DiT(nn.Module):
@@ -117,7 +118,7 @@ class DiT(nn.Module):
             rows=RowIndex(index, len(unique), dtype),
             rope=rope_tables(places * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
             segments=Segments(cu_seqlens),
-            reading=text if isinstance(text, Reading) else self.read(text, cu_text),
+            reading=text if isinstance(text, Reading) else self.read(_told(text, cu_text)),
         )
         time = self.time(unique)  # (U, width)
         modulation = self.modulation(F.silu(time))  # (U, 6 * width)
@@ -130,34 +131,21 @@ class DiT(nn.Module):
         x = modulate(self.norm(x), shift, scale + 1)
         return self.head(x)  # type: ignore[no-any-return]
 
-    def read(
-        self,
-        text: Tensor,
-        cu_text: Tensor | None,
-        counts: Tensor | None = None,
-        image: Tensor | None = None,
-        cu_image: Tensor | None = None,
-    ) -> Reading:
-        """What every block reads of prompts, and of pictures: it holds for all steps of a sampler.
-
-        Args:
-            text: (M, text_width); cu_text: (B+1,).
-            counts: (M,) how many equal rows each row stands for, as the padding of a public model does.
-            image: (K, image_width) states of pictures; cu_image: (B+1,). Read by a model with `image_width` only.
-        """
-        assert cu_text is not None
+    def read(self, told: Told) -> Reading:
+        """What every block reads of prompts, and of pictures: it holds for all steps of a sampler."""
         dtype = self.embed.weight.dtype
+        text, cu_text, counts = told.rows()
         text = text.to(dtype)
         states = (
             self.text(text) if self.config.text_mlp else rms_normalise(self.text(rms_normalise(text)))
         )  # (M, width)
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         read = tuple(block.cross.read(states) for block in blocks)
-        if image is None or cu_image is None or self.picture is None:
+        if told.image is None or told.cu_image is None or self.picture is None:
             return Reading(Segments(cu_text), read, counts)
-        seen = self.picture(image.to(dtype))  # (K, width)
+        seen = self.picture(told.image.to(dtype))  # (K, width)
         pictures = tuple(block.cross.read(seen, image=True) for block in blocks)
-        return Reading(Segments(cu_text), read, counts, Segments(cu_image), pictures)
+        return Reading(Segments(cu_text), read, counts, Segments(told.cu_image), pictures)
 
     def _last(self, time: Tensor) -> Tensor:
         """Shift and scale (U, 2 * width) of the last modulation, from the time (U, width)."""
@@ -202,3 +190,9 @@ class DiT(nn.Module):
         block = per_token * tokens + per_text * text + scores
         ends = tokens * c.width * (c.token_inputs + c.token_width) + text * c.text_width * c.width
         return 2 * (c.depth * block + ends)
+
+
+def _told(text: Tensor, cu_text: Tensor | None) -> Told:
+    if cu_text is None:
+        raise ValueError("cu_text is needed beside the states of prompts")
+    return Told(text, cu_text)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import schedule
 from worldline.dit.conditions import Conditions, actions_of_tokens, driven, none, place_known
 from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
+from worldline.dit.told import Told
 from worldline.generate.canvas import TEMPORAL, Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
 from worldline.generate.request import Request, check_prompt, how_of, known_defaults, request_of, window_of
@@ -399,8 +401,9 @@ class Pipeline:
         last = int(packed.cu_seqlens[-1])
         cu = torch.cat([packed.cu_seqlens] + [packed.cu_seqlens[1:] + last * i for i in range(1, copies)])
         cu = cu.to(self.device)
-        states = text.states.to(self.device, self.dtype)
-        cu_text = text.cu_seqlens.to(self.device)
+        told = Told(text.states.to(self.device, self.dtype), text.cu_seqlens.to(self.device))
+        # What the blocks read of the prompts is the same at every step; with guidance there are two sets of samples.
+        reading = cache(lambda count: self.dit.read(told.first(count * videos)))
         eps = noise.to(self.device).repeat(copies, 1)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -412,16 +415,14 @@ class Pipeline:
                 tokens, timestep = place_known(tokens, timestep, known[:rows], mask[:rows])
             else:
                 tokens, _ = place_known(tokens, timestep, add_noise(FLOW, known.float(), eps, t)[:rows], mask[:rows])
-            words = int(text.cu_seqlens[ends - 1])
             velocity = self.dit(
                 tokens,
                 coords[:rows],
                 cu[:ends],
                 timestep.float(),
-                states[:words],
-                cu_text[:ends],
-                known[:rows],
-                mask[:rows],
+                reading(count),
+                known=known[:rows],
+                mask=mask[:rows],
                 actions=None if actions is None else actions[:rows],
             ).float()
             if count == 1:
