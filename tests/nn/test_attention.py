@@ -36,7 +36,7 @@ def draw(lengths_q: list[int], lengths_k: list[int] | None) -> tuple[list[Tensor
 @pytest.mark.parametrize("stored", [True, False], ids=["stored scores", "fused kernel"])
 def test_equals_reference(name: str, stored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not stored:
-        monkeypatch.setattr(module, "MAX_STORED_SCORES", 0)
+        monkeypatch.setattr(module, "MAX_STORED_SCORES", {True: 0, False: 0})
     qkv, cu_q, cu_k = draw(*CASES[name])
     expected, got = reference(*qkv, cu_q, cu_k), attention(*qkv, cu_q, cu_k)
     # The stored path takes its softmax in fp32 whatever the inputs.
@@ -81,7 +81,7 @@ def test_segments_remember_lengths() -> None:
 @pytest.mark.parametrize("stored", [True, False], ids=["stored scores", "fused kernel"])
 def test_causal_queries_see_no_later_key(stored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not stored:
-        monkeypatch.setattr(module, "MAX_STORED_SCORES", 0)
+        monkeypatch.setattr(module, "MAX_STORED_SCORES", {True: 0, False: 0})
     (q, k, v), cu, _ = draw([3, 5], None)
     got = attention(q, k, v, cu, causal=True)
     for first, length in ((0, 3), (3, 5)):

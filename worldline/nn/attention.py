@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-# Scores of one head above this many entries are left to the fused kernel, which never stores them.
-MAX_STORED_SCORES = 1 << 20
+# On a CPU, scores of one head up to so many entries are stored; more are left to the fused kernel, which never does. Its
+# backward is five times slower than storing short scores, its forward twice as fast from 128 x 128 on.
+MAX_STORED_SCORES = {True: 1 << 20, False: 1 << 14}  # with gradients, and without
 
 
 class Absent:
@@ -187,8 +188,7 @@ def _runs(queries: Segments, keys: Segments) -> list[tuple[int, int]]:
 def _dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool) -> Tensor:
     """One batch: q (b, n, heads, dim), k and v (b, m, heads, dim), bias (b, 1, 1, m) -> (b, n, heads, dim)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, n, dim)
-    # On a CPU the fused kernel's backward is five times slower than storing short scores.
-    if q.device.type != "cpu" or q.shape[2] * k.shape[2] > MAX_STORED_SCORES:
+    if q.device.type != "cpu" or q.shape[2] * k.shape[2] > MAX_STORED_SCORES[torch.is_grad_enabled()]:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=causal)
         return mixed.transpose(1, 2)
     scores = (q if scale == 1.0 else q * scale) @ k.transpose(-1, -2)  # (b, heads, n, m)
