@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-# On a CPU, scores of one head up to so many entries are stored; more are left to the fused kernel, which never does. Its
-# backward is five times slower than storing short scores, its forward twice as fast from 128 x 128 on.
+# On a CPU, scores of one head up to so many entries are stored; more are left to the fused kernel, which never does.
+# Its backward is five times slower than storing short scores, its forward twice as fast from 128 x 128 on.
 MAX_STORED_SCORES = {True: 1 << 20, False: 1 << 14}  # with gradients, and without
 
 
