@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldline.diffusion.samplers import SAMPLERS, by_name, dpmpp_2m, euler, heun
+from worldline.diffusion.samplers import SAMPLERS, by_name, dpmpp_2m, euler, heun, unipc
 from worldline.diffusion.timesteps import schedule
 from worldline.errors import UserError
 
@@ -40,7 +40,7 @@ def test_reaches_the_exact_solution(name: str) -> None:
     assert error(by_name(name), 400, 1.0, 0.0) < 5e-3
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2), (dpmpp_2m, 2), (unipc, 2)])
 def test_order_of_convergence(sampler: Callable[..., Tensor], order: int) -> None:
     """Between the ends, where the log signal-to-noise ratio that DPM-Solver steps in is finite."""
     slope = math.log2(error(sampler, 64, 0.9, 0.1) / error(sampler, 128, 0.9, 0.1))
@@ -60,7 +60,7 @@ def test_a_single_point_is_found_in_one_step(name: str) -> None:
         torch.testing.assert_close(got, point.expand(4))
 
 
-@pytest.mark.parametrize(("name", "evaluations"), [("euler", 10), ("heun", 19), ("dpmpp_2m", 10)])
+@pytest.mark.parametrize(("name", "evaluations"), [("euler", 10), ("heun", 19), ("dpmpp_2m", 10), ("unipc", 10)])
 def test_evaluations_and_callback(name: str, evaluations: int) -> None:
     calls: list[float] = []
     steps: list[int] = []

@@ -42,7 +42,7 @@ def add_settings(parser: Parser) -> None:
     add("--guidance-scale", type=number("--guidance-scale", example="5"), default=None, help="1 turns guidance off")
     add("--guidance-rescale", type=number("--guidance-rescale", example="0.7"), default=None, help="0 to 1: undo glare")
     add("--guidance-interval", default=None, metavar="LOW,HIGH", help="times that guidance acts at, within 0,1")
-    add("--sampler", default=None, help="euler, heun or dpmpp_2m")
+    add("--sampler", default=None, help="euler, heun, dpmpp_2m or unipc")
     add("--negative-prompt", default="", help="what the video shall not show")
     words = "what is longer than the model's window: auto, whole, sliding, long-range or hierarchy"
     add("--long", default="auto", metavar="PLAN", help=words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -26,3 +27,39 @@ def scale_at(t: float, scale: float, interval: tuple[float, float] = (0.0, 1.0))
     """`scale` where t lies in the interval, else 1 (no guidance; Kynkaanniemi et al. 2024, eq. 6)."""
     low, high = interval
     return scale if low <= t <= high else 1.0
+
+
+def cfg_text_image(
+    cond: Tensor, no_text: Tensor, no_text_or_image: Tensor, text_scale: float, image_scale: float | Tensor
+) -> Tensor:
+    """Two scales, of the prompt and of what is known (Brooks et al. 2023, InstructPix2Pix, eq. 3; Open-Sora 2.0).
+
+    no_text_or_image + image_scale (no_text - no_text_or_image) + text_scale (cond - no_text)
+
+    Args:
+        cond: (B, ...) predictions that see prompt and image.
+        no_text: with the image, and the negative prompt for the prompt.
+        no_text_or_image: with neither. Without known frames it equals `no_text`, and this is `cfg`.
+        image_scale: a number, or a Tensor that broadcasts over the predictions, see `image_ramp`.
+    """
+    return no_text_or_image + image_scale * (no_text - no_text_or_image) + text_scale * (cond - no_text)
+
+
+def oscillating(scale: float, step: int, start: int = 10) -> float:
+    """`scale`, but 1 in odd steps from `start` on (hpcaitech/Open-Sora, opensora/utils/sampling.py, for both scales).
+
+    `step` counts from 0. Full guidance at low noise burns colours in; half of the steps without it let them settle.
+    """
+    return 1.0 if step >= start and step % 2 else scale
+
+
+def image_ramp(scale: float, step: int, steps: int, frames: int) -> Tensor:
+    """(frames,) image scale of each latent frame at a step (hpcaitech/Open-Sora, opensora/utils/sampling.py).
+
+    It rises evenly from 1 in the first frame, which is near the image anyway, to its height in the last; the height
+    falls evenly from `scale` at step 0 to 1 at step `steps`, which is never taken. A `scale` that is 1 or less (see
+    `oscillating`) holds for all frames. Used there for image to video only.
+    """
+    if scale <= 1:
+        return torch.full((frames,), scale)
+    return torch.linspace(1.0, 1 + (scale - 1) * (1 - step / steps), frames)

@@ -22,7 +22,7 @@ MAX_VIDEOS = 1000
 MAX_TOKENS = 2**17  # of one video: 1024x1024 for 7.9 s at 16 fps; attention beyond it is out of reach here
 CELL_BYTES = 30_000  # per latent cell on the way through the shipped autoencoder (27 kB measured at 1024x1024)
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
-SAMPLERS = ("euler", "heun", "dpmpp_2m")  # of diffusion.samplers, named here without torch
+SAMPLERS = ("euler", "heun", "dpmpp_2m", "unipc")  # of diffusion.samplers, named here without torch
 TRAINED = VideoShape(17, 64, 64)  # what the shipped model saw; a model folder's defaults override it
 
 
