@@ -1,7 +1,8 @@
 """Text encoders: prompts in, packed token-level states out, never one pooled vector (it cannot tell left from right).
 
 `WordTransformer` is small and trained with the diffusion transformer; `MiniLM` and `HFText` are pretrained and
-frozen; `ByteEncoder` is for tests; `CachedText` remembers what any of them said about a prompt.
+frozen; `ByteEncoder` is for tests; `CachedText` remembers what any of them said about a prompt. `HFImage` encodes
+images, for models that are told one beside the prompt.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from worldline.errors import UserError
+from worldline.text.image import HFImage
 from worldline.text.pretrained import HFText, MiniLM
 from worldline.text.states import ByteEncoder, CachedText, TextEncoder, TextStates
 from worldline.text.words import WordConfig, WordTransformer
@@ -17,6 +19,7 @@ from worldline.text.words import WordConfig, WordTransformer
 __all__ = [
     "ByteEncoder",
     "CachedText",
+    "HFImage",
     "HFText",
     "MiniLM",
     "TextEncoder",
@@ -55,7 +58,8 @@ def encoder_config(encoder: TextEncoder) -> dict[str, Any]:
     if isinstance(inner, WordTransformer):
         return {"_class_name": "WordTransformer", **asdict(inner.config)}
     if isinstance(inner, HFText):
-        return {"_class_name": "HFText", "path": inner.path, "max_tokens": inner.max_tokens}
+        names = ("path", "max_tokens", "subfolder", "padding", "clean")
+        return {"_class_name": "HFText", **{name: getattr(inner, name) for name in names}}
     if isinstance(inner, ByteEncoder):
         return {"_class_name": "ByteEncoder", "width": inner.width}
     return {"_class_name": type(inner).__name__}

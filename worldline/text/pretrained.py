@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -131,30 +133,52 @@ def _pieces_of(word: str, pieces: dict[str, int]) -> list[int]:
     return found
 
 
+Padding = Literal["none", "zeros", "encoded"]
+"""What stands after a prompt's states: nothing, rows of zeros (Wan), or the encoder's states of padding (Open-Sora)."""
+
+
 class HFText:
     """A frozen encoder through transformers (extra `text`): T5, mT5, umT5, CLIP, BERT by local path or hub id.
 
-    Only safetensors weights are read. States are the last hidden states, padding removed.
+    Only safetensors weights are read. States are the last hidden states; CLIP's `pooled` is that of the end token.
+
+    | checkpoint           | as it was taught                                                              |
+    |----------------------|-------------------------------------------------------------------------------|
+    | Wan's umT5           | max_tokens=512, padding="zeros", clean=True (Wan-Video/Wan2.1, wan/modules)   |
+    | Open-Sora 2.0's T5   | max_tokens=512, padding="encoded" (hpcaitech/Open-Sora, models/text)          |
+    | Open-Sora 2.0's CLIP | max_tokens=77, of which `pooled` is used                                      |
+
+    Args:
+        path: a folder or hub id of the model itself or, with `subfolder`, of a diffusers pipeline.
+        max_tokens: longer prompts are cut to it, and shorter ones padded as `padding` says. Where there is no padding,
+            what the tokenizer takes may lower it.
+        subfolder: "text_encoder", "text_encoder_2"; the tokenizer is that of the same number. A local pipeline's first
+            encoder is found without it.
+        padding: "zeros" counts the rows in `TextStates.padding` and encodes none of them, which is what encoding with
+            a mask and clearing them gives; "encoded" attends to the padding as to words and keeps its states.
+        clean: mend prompts first, see `cleaned`.
     """
 
-    def __init__(self, path: str, max_tokens: int = 256, dtype: torch.dtype = torch.float32) -> None:
-        try:
-            import transformers
-        except ImportError:
-            raise UserError("text encoder: transformers is not installed; pip install 'worldline[text]'") from None
-        self.path, self.max_tokens = path, max_tokens
-        try:
-            config = transformers.AutoConfig.from_pretrained(path)
-            classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
-            clip = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
-            kind = getattr(transformers, {**classes, **clip}.get(config.model_type, "AutoModel"))
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            self.model = kind.from_pretrained(path, use_safetensors=True, dtype=dtype).eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"text encoder {path!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-        inner = getattr(config, "text_config", config)
+    def __init__(
+        self,
+        path: str,
+        max_tokens: int = 256,
+        dtype: torch.dtype = torch.float32,
+        subfolder: str = "",
+        padding: Padding = "none",
+        clean: bool = False,
+    ) -> None:
+        if padding not in get_args(Padding):
+            raise UserError(f"text encoder: padding={padding!r}; choose none, zeros or encoded")
+        if clean:
+            cleaned("")  # what it needs is told before the weights are read
+        self.path, self.subfolder, self.padding, self.clean = path, subfolder, padding, clean
+        part = part_of(path, "text_encoder", subfolder)
+        self.model = load_pretrained("text encoder", path, part, TEXT_CLASSES, dtype)
+        self.tokenizer = _tokenizer(path, part.replace("text_encoder", "tokenizer"), self.model.config.model_type)
+        inner = getattr(self.model.config, "text_config", self.model.config)
         self.width: int = getattr(inner, "d_model", None) or inner.hidden_size
-        self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
+        self.max_tokens = max_tokens if padding != "none" else min(max_tokens, self.tokenizer.model_max_length)
 
     def to(self, device: torch.device | str) -> HFText:
         """Move the weights, as nn.Module.to does."""
@@ -163,13 +187,91 @@ class HFText:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
-        """(M, width) last hidden states."""
-        batch = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self.model.device)
+        """(M, width) last hidden states, float32."""
+        texts = [cleaned(prompt) for prompt in prompts] if self.clean else list(prompts)
+        fill = "max_length" if self.padding == "encoded" else True
+        settings = {"truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
+        batch = self.tokenizer(texts, padding=fill, **settings).to(self.model.device)
         mask = batch["attention_mask"].bool()  # (B, L)
-        states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        cu_seqlens = F.pad(mask.sum(1).cumsum(0), (1, 0))
-        lengths = [len(ids) for ids in self.tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]]
-        truncated = torch.tensor([n > self.max_tokens for n in lengths], device=mask.device)
-        return TextStates(states[mask].float(), cu_seqlens, truncated)
+        if self.padding == "encoded":
+            mask = torch.ones_like(mask)
+        output = self.model(input_ids=batch["input_ids"], attention_mask=mask.long())
+        lengths = [len(ids) for ids in self.tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+        return TextStates(
+            output.last_hidden_state[mask].float(),
+            F.pad(mask.sum(1).cumsum(0), (1, 0)),
+            torch.tensor([n > self.max_tokens for n in lengths], device=mask.device),
+            self.max_tokens - mask.sum(1) if self.padding == "zeros" else None,
+            output.pooler_output.float() if self.model.config.model_type.startswith("clip") else None,
+        )
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as Wan's were read: broken Unicode mended, HTML entities read twice, white space made single spaces.
+
+    Needs ftfy and says so where it is absent: to go on without it, as diffusers does, gives other tokens for curly
+    quotes, full-width letters and misdecoded text, and says nothing. (Wan-Video/Wan2.1, wan/modules/tokenizers.py)
+    """
+    try:
+        import ftfy
+    except ImportError:
+        raise UserError(
+            "text encoder: ftfy, which cleans prompts, is not installed; pip install 'worldline[text]'"
+        ) from None
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
+TEXT_CLASSES = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+}
+
+
+def part_of(path: str, part: str, subfolder: str = "") -> str:
+    """`subfolder` if given, else `part` where `path` is a local pipeline that holds it, else "" for the path itself."""
+    whole = (Path(path) / "config.json").is_file() or not (Path(path) / part / "config.json").is_file()
+    return subfolder or ("" if whole else part)
+
+
+def load_pretrained(what: str, path: str, part: str, classes: Mapping[str, str], dtype: torch.dtype) -> Any:
+    """The frozen model of a folder or hub id, of the class that `classes` names for its type.
+
+    Raises UserError where there is none, its weights are not safetensors, or some of them are missing.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"{what}: transformers is not installed; pip install 'worldline[text]'") from None
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, subfolder=part)
+        kind = getattr(transformers, classes.get(config.model_type, "AutoModel"))
+        model, found = kind.from_pretrained(
+            path, subfolder=part, use_safetensors=True, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} {path!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    names = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))  # BERT's, unused
+    if names:  # transformers has drawn them at random
+        raise UserError(f"{what} {path!r} cannot be loaded: {len(names)} weights are missing, such as {names[0]}")
+    return model.eval().requires_grad_(False)
+
+
+def _tokenizer(path: str, part: str, model_type: str) -> Any:
+    """The tokenizer of a folder or hub id; of the T5 family tokenizer.json as it stands, where there is one.
+
+    transformers 5 builds T5Tokenizer anew from the vocabulary, its unknown piece at 2 and without bytes for what it
+    does not know: right for T5, wrong for umT5, whose tokenizer.json has the unknown piece at 3 and bytes.
+    """
+    import transformers
+
+    try:
+        exact = model_type in ("t5", "mt5", "umt5") and transformers.utils.cached_file(
+            path, "tokenizer.json", subfolder=part, _raise_exceptions_for_missing_entries=False
+        )
+        kind = transformers.PreTrainedTokenizerFast if exact else transformers.AutoTokenizer
+        return kind.from_pretrained(path, subfolder=part)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"tokenizer of {path!r} cannot be loaded: {str(error).splitlines()[0]}") from None

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldline.nn.attention import Segments, attention
 
@@ -16,12 +17,44 @@ class TextStates(NamedTuple):
     """Token-level states of B prompts in one packed sequence.
 
     states: (M, width); cu_seqlens: (B+1,) int64, cumulative lengths, each at least 1;
-    truncated: (B,) bool, true where a prompt was longer than the encoder reads; None means nowhere.
+    truncated: (B,) bool, true where a prompt was longer than the encoder reads; None means nowhere;
+    padding: (B,) int64, how many rows of zeros a model attends to after each prompt's states, as Wan was taught with
+    (see `padded`); None means none; pooled: (B, D) one vector a prompt beside its states, where the encoder has one.
     """
 
     states: Tensor
     cu_seqlens: Tensor
     truncated: Tensor | None = None
+    padding: Tensor | None = None
+    pooled: Tensor | None = None
+
+    def padded(self) -> TextStates:
+        """The same with the rows of zeros in their places, each prompt's after its states."""
+        if self.padding is None:
+            return self
+        lengths = self.cu_seqlens.diff()
+        cu_seqlens = F.pad((lengths + self.padding).cumsum(0), (1, 0))
+        moved = (cu_seqlens - self.cu_seqlens)[:-1].repeat_interleave(lengths)  # (M,) zeros before each state
+        states = self.states.new_zeros(int(cu_seqlens[-1]), self.states.shape[1])
+        states[torch.arange(len(moved), device=moved.device) + moved] = self.states
+        return self._replace(states=states, cu_seqlens=cu_seqlens, padding=None)
+
+    def each(self) -> list[TextStates]:
+        """The B prompts apart, in memory of their own."""
+        pieces = self.states.tensor_split(self.cu_seqlens[1:-1].cpu())
+        about = [[None] * len(pieces) if value is None else value.split(1) for value in self[2:]]
+        return [
+            TextStates(piece.clone(), self.cu_seqlens.new_tensor([0, len(piece)]), *(value[i] for value in about))
+            for i, piece in enumerate(pieces)
+        ]
+
+
+def joined(parts: Sequence[TextStates]) -> TextStates:
+    """Prompts of one encoder, in order, in one packed sequence."""
+    lengths = torch.cat([part.cu_seqlens.diff() for part in parts])
+    columns = zip(*(part[2:] for part in parts), strict=True)
+    about = [None if any(value is None for value in column) else torch.cat(column) for column in columns]
+    return TextStates(torch.cat([part.states for part in parts]), F.pad(lengths.cumsum(0), (1, 0)), *about)
 
 
 @runtime_checkable
@@ -77,7 +110,7 @@ class CachedText:
     def __init__(self, encoder: TextEncoder, size: int = 4096) -> None:
         self.encoder, self.size = encoder, size
         self.width = encoder.width
-        self._seen: OrderedDict[str, tuple[Tensor, bool]] = OrderedDict()  # prompt -> states (m, width), truncated
+        self._seen: OrderedDict[str, TextStates] = OrderedDict()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
@@ -85,16 +118,10 @@ class CachedText:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._seen]
         found = {prompt: self._seen[prompt] for prompt in prompts if prompt in self._seen}
         if new:
-            states, cu_seqlens, cut = self.encoder.encode(new)
-            truncated = [False] * len(new) if cut is None else cut.tolist()
-            pieces = states.detach().tensor_split(cu_seqlens[1:-1].cpu())
-            found |= {prompt: (pieces[i].clone(), truncated[i]) for i, prompt in enumerate(new)}
+            found |= dict(zip(new, self.encoder.encode(new).each(), strict=True))
         for prompt in prompts:
             self._seen[prompt] = found[prompt]
             self._seen.move_to_end(prompt)
         while len(self._seen) > self.size:
             self._seen.popitem(last=False)
-        rows = [found[prompt][0] for prompt in prompts]
-        marks = torch.tensor([found[prompt][1] for prompt in prompts], device=rows[0].device)
-        lengths = torch.tensor([0] + [len(row) for row in rows], device=rows[0].device)
-        return TextStates(torch.cat(rows), lengths.cumsum(0), marks)
+        return joined([found[prompt] for prompt in prompts])
