@@ -233,6 +233,32 @@ def test_t5_of_open_sora_attends_to_its_padding_and_keeps_it(pipeline: Path) -> 
     assert long.cu_seqlens.tolist() == [0, 512, 1024]
 
 
+def test_encoders_are_found_within_whole_models(tmp_path: Path) -> None:
+    """T5 with its decoder and CLIP with both towers, as their makers published them, lack nothing."""
+    sizes = {"vocab_size": 300, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    t5 = lively(transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)))
+    t5.save_pretrained(tmp_path / "t5")
+    save_umt5_tokenizer(tmp_path / "t5")
+    got = HFText(str(tmp_path / "t5")).encode(["a red ball"])
+    with torch.no_grad():
+        reference = t5.encoder(input_ids=torch.tensor([[261, 262, 263, 1]])).last_hidden_state[0]
+    torch.testing.assert_close(got.states, reference, atol=1e-5, rtol=1e-5)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = {**sizes, "vocab_size": 32, "eos_token_id": 31, "bos_token_id": 30}
+    config = transformers.CLIPConfig(text_config=words, vision_config={**sizes, "image_size": 28, "patch_size": 7})
+    clip = lively(transformers.CLIPModel(config))
+    clip.save_pretrained(tmp_path / "clip")
+    save_clip_tokenizer(tmp_path / "clip")
+    encoder = HFText(str(tmp_path / "clip"))
+    assert encoder.width == 16
+    pooled = encoder.encode(["a red ball"]).pooled
+    with torch.no_grad():
+        inner = clip.text_model(input_ids=torch.tensor([[30, 0, 1, 2, 31]])).pooler_output
+    assert pooled is not None
+    torch.testing.assert_close(pooled, inner, atol=1e-6, rtol=1e-6)
+    assert HFImage(str(tmp_path / "clip")).encode(pictures(28, 28)).shape == (2, 17, 16)
+
+
 def test_rows_that_were_promised_are_given_whatever_the_tokenizer_says(tmp_path: Path) -> None:
     t5_like("T5").save_pretrained(tmp_path)
     save_umt5_tokenizer(tmp_path)

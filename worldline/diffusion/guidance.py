@@ -48,7 +48,7 @@ def cfg_text_image(
 def oscillating(scale: float, step: int, start: int = 10) -> float:
     """`scale`, but 1 in odd steps from `start` on (hpcaitech/Open-Sora, opensora/utils/sampling.py, for both scales).
 
-    `step` counts from 0. Full guidance at low noise burns colours in; half of the steps without it let them settle.
+    `step` counts from 0.
     """
     return 1.0 if step >= start and step % 2 else scale
 

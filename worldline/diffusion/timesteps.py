@@ -76,7 +76,7 @@ def at_timesteps(
     sigmas (steps + 1,) or (steps,) and timesteps (steps,) of one schedule; other sigmas are not known to it.
     """
     known = {sigma: timesteps[i] for i, sigma in enumerate(sigmas[: len(timesteps)].tolist())}
-    return lambda x, sigma: predict(x, known[float(sigma)])
+    return lambda x, sigma: predict(x, known[float(sigma)].to(x.device))
 
 
 def opensora_shift(tokens: int, frames: int) -> float:

@@ -12,10 +12,8 @@ from worldline.errors import UserError
 from worldline.text.pretrained import load_pretrained, part_of
 
 Resize = Literal["authors", "diffusers"]
-CLIP_STATISTICS = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # mean, std of RGB in [0, 1]
+CLIP_STATISTICS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of R, G, B in [0, 1], as CLIP was trained with."""
 
 
 class HFImage:

@@ -40,9 +40,9 @@ class TextStates(NamedTuple):
         return self._replace(states=states, cu_seqlens=cu_seqlens, padding=None)
 
     def each(self) -> list[TextStates]:
-        """The B prompts apart, in memory of their own."""
+        """The B prompts apart; none keeps the states of the others in memory."""
         pieces = self.states.tensor_split(self.cu_seqlens[1:-1].cpu())
-        about = [[None] * len(pieces) if value is None else value.split(1) for value in self[2:]]
+        about = [[None] * len(pieces) if value is None else value.clone().split(1) for value in self[2:]]
         return [
             TextStates(piece.clone(), self.cu_seqlens.new_tensor([0, len(piece)]), *(value[i] for value in about))
             for i, piece in enumerate(pieces)
