@@ -231,13 +231,14 @@ def load_weights(module: nn.Module, files: Iterable[Path]) -> None:
              for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]  # fmt: skip
     problems = {"missing": own.keys() - weights.keys(), "unexpected": weights.keys() - own.keys(), "mis-shaped": wrong}
     if any(problems.values()):
-        found = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
+        found = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
         place = files[0].parent if files else "weights"
         raise UserError(f"--model {place} does not fit its config.json: {found}; copy the model folder again")
     module.load_state_dict(weights)
 
 
-def _listed(keys: Iterable[str], most: int = 6) -> str:
+def listed(keys: Iterable[str], most: int = 6) -> str:
+    """The first of the names, and how many more there are."""
     names = sorted(keys)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldline.errors import UserError
-from worldline.vae.model import VideoVAE
+from worldline.vae.codec import VideoCodec
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Whitening:
 
 
 @torch.no_grad()
-def pixel_importance(vae: VideoVAE, z: Tensor) -> Tensor:
+def pixel_importance(vae: VideoCodec, z: Tensor) -> Tensor:
     """RMS change in the picture when one channel of raw latents `z` (B, C, T, H, W) is set to its mean: (C,)."""
     whole = vae.decode(z)
     changes = []

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldline.errors import UserError
+from worldline.vae.codec import History, Posterior, VideoCodec
 
 LOGVAR_RANGE = (-14.0, 2.0)  # standard deviations from 1e-3 to e
 
@@ -48,46 +49,6 @@ class VAEConfig:
 
 TINY = VAEConfig()
 MICRO = VAEConfig(widths=(32, 32, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1, 1))  # for tests
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """Diagonal Gaussian over latents, q(z|x); both fields (B, C, T', H', W')."""
-
-    mean: Tensor
-    logvar: Tensor
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Reparameterised draw (Kingma & Welling 2013, eq. 10)."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
-
-    def mode(self) -> Tensor:
-        """The most probable latent: the mean."""
-        return self.mean
-
-    def kl(self) -> Tensor:
-        """KL(q(z|x) || N(0, 1)) in nats, mean per element, in fp32 (Kingma & Welling 2013, appendix B)."""
-        mean, logvar = self.mean.float(), self.logvar.float()
-        return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
-
-
-class History:
-    """What a causal stream remembers: for each temporal mix, its input at the last group seen."""
-
-    def __init__(self) -> None:
-        self.started = False
-        self._last: dict[nn.Module, Tensor] = {}
-
-    def swap(self, owner: nn.Module, current: Tensor) -> Tensor:
-        """Store the last group of `current` (B, T, H, W, C); return the one stored before it (B, 1, H, W, C).
-
-        Zeros stand before the first group.
-        """
-        past = self._last.get(owner)
-        last = current[:, -1:]
-        self._last[owner] = last if torch.is_grad_enabled() else last.clone()  # a view keeps the whole chunk alive
-        return torch.zeros_like(last) if past is None else past
 
 
 class TemporalMix(nn.Module):
@@ -212,7 +173,7 @@ class Decoder(nn.Module):
         return unfold(self.head(self.norm(h)) + linear, self.time, self.fine)
 
 
-class VideoVAE(nn.Module):
+class VideoVAE(VideoCodec):
     """Causal video autoencoder with a diagonal Gaussian latent; see the module's docstring for its layout.
 
     Pixels are (B, 3, T, H, W) in [-1, 1] of any length and size; latents (B, C, T', H', W') with
@@ -222,7 +183,7 @@ class VideoVAE(nn.Module):
 
     def __init__(self, config: VAEConfig = TINY) -> None:
         super().__init__()
-        self.config = config
+        self.config: VAEConfig = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.init_weights()
@@ -289,17 +250,6 @@ class VideoVAE(nn.Module):
         residual = float(variance[channels:].sum() / self.config.patch_dim)  # mean squared error per pixel
         return 10.0 * math.log10(4.0 / max(residual, 1e-12))
 
-    def encode(self, x: Tensor) -> Posterior:
-        """Pixels (B, 3, T, H, W) in [-1, 1] -> posterior, fields (B, C, T', H', W'); UserError for another shape."""
-        if x.ndim != 5 or x.shape[1] != 3 or 0 in x.shape:
-            raise UserError(f"pixels: {tuple(x.shape)} is not (B, 3, T, H, W) with at least one frame and one pixel")
-        return self.encode_chunk(self._padded(x), History())
-
-    def decode(self, z: Tensor, size: tuple[int, int, int] | None = None) -> Tensor:
-        """Latents (B, C, T', H', W') -> pixels (B, 3, 4(T'-1)+1, 8H', 8W'), cropped to `size` (T, H, W) if given."""
-        x = self.decode_chunk(z, History())
-        return x if size is None else x[:, :, : size[0], : size[1], : size[2]]
-
     def encode_chunk(self, x: Tensor, history: History) -> Posterior:
         """The next frames of a stream: 4k+1 in its first chunk, 4k in every later one; sizes divide by 8."""
         if not history.started:
@@ -327,13 +277,3 @@ class VideoVAE(nn.Module):
     def _lead(self, x: Tensor) -> Tensor:
         """Repeat the first frame so that it fills a group of its own."""
         return torch.cat([x[:, :, :1].expand(-1, -1, self.config.temporal - 1, -1, -1), x], dim=2)
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """Repeat the last frame until the length is 4k+1, and the last row and column until the sizes divide by 8."""
-        late = -(x.shape[2] - 1) % self.config.temporal
-        return self.pad_space(F.pad(x, (0, 0, 0, 0, 0, late), mode="replicate") if late else x)
-
-    def pad_space(self, x: Tensor) -> Tensor:
-        """Repeat the last row and column of (B, 3, T, H, W) until the sizes divide by 8."""
-        below, right = -x.shape[3] % self.config.spatial, -x.shape[4] % self.config.spatial
-        return F.pad(x, (0, right, 0, below, 0, 0), mode="replicate") if below or right else x

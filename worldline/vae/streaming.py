@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.errors import UserError
-from worldline.vae.model import History, Posterior, VideoVAE
+from worldline.vae.codec import History, Posterior, VideoCodec
 
 
-def encode_stream(vae: VideoVAE, chunks: Iterable[Tensor], started: bool = False) -> Iterator[Posterior]:
+def encode_stream(vae: VideoCodec, chunks: Iterable[Tensor], started: bool = False) -> Iterator[Posterior]:
     """Pixels in chunks of any length, each (B, 3, t, H, W) in [-1, 1] -> posteriors, fields (B, C, t', H', W').
 
-    Joined along time they equal `vae.encode` of the whole video: a chunk's frames wait until they fill groups of
-    four, and the last group is completed by repeating its last frame. Frames of the rest of a stream never change
+    Joined along time they equal `vae.encode` of the whole video: a chunk's frames wait until they fill whole
+    groups, and the last group is completed by repeating its last frame. Frames of the rest of a stream never change
     what was given out. A `started` stream has no first frame: it comes out of the middle of a video, at a group.
     """
     history, waiting = History(), None
@@ -35,7 +35,7 @@ def encode_stream(vae: VideoVAE, chunks: Iterable[Tensor], started: bool = False
 
 
 def decode_stream(
-    vae: VideoVAE,
+    vae: VideoCodec,
     latents: Tensor | Iterable[Tensor],
     chunk: int = 4,
     size: tuple[int, int, int] | None = None,
@@ -59,5 +59,5 @@ def decode_stream(
 
 
 @torch.no_grad()
-def _encode(vae: VideoVAE, frames: Tensor, history: History) -> Posterior:
+def _encode(vae: VideoCodec, frames: Tensor, history: History) -> Posterior:
     return vae.encode_chunk(vae.pad_space(frames), history)

@@ -1,0 +1,201 @@
+"""Causal convolutions over video, channels last: the only module that knows which kernel runs where.
+
+On a CPU in fp32 the two spatial axes of a 3x3x3 convolution run by minimal filtering, F(4x4, 3x3) (Winograd 1980;
+Lavin & Gray 2016, section 4): 36 products for 16 outputs instead of 144. It is the same sum in another order, exact up
+to rounding, which the choice of `POINTS` keeps at that of the direct kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TAPS = 3  # frames that one output frame sees: its own and two before
+TILE = 4  # outputs per side of a tile
+BAND_BYTES = 2**21  # transformed pixels of one band of rows: what stays near a core
+LEAST_PIXELS = 512  # below these, transforming the weights takes longer than it saves
+LEAST_CHANNELS = 16
+# Where the polynomials are interpolated, besides infinity. Pairs of opposite sign and of product one give half the
+# rounding error of the usual 0, +-1, +-2 (Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of Winograd
+# Convolution").
+POINTS = (0.0, math.sqrt(2), -math.sqrt(2), math.sqrt(0.5), -math.sqrt(0.5))
+
+
+def causal_conv(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolution with zeros around each frame; an output frame sees its own frame and the two before.
+
+    Args:
+        x: (B, T, H, W, C) frames.
+        past: (B, 2, H, W, C) the two frames before them; None for zeros.
+        weight: (O, C, 3, 3, 3), time first.
+        bias: (O,).
+
+    Returns:
+        (B, T, H, W, O).
+    """
+    if minimal_filtering_pays(x, weight):
+        return minimal_filtering(x, past, weight, bias)
+    if x.shape[1] == 1 and past is None:  # an image: the taps on frames before it see zeros
+        return conv2d(x, weight[:, :, -1], bias, padding=1)
+    if weight.shape[0] < LEAST_CHANNELS:
+        return narrow(x, past, weight, bias)
+    return direct(x, past, weight, bias)
+
+
+def direct(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv` as the equation stands; differentiable, any device."""
+    whole = _whole(x, past).permute(0, 4, 1, 2, 3)  # (B, C, 2 + T, H, W), channels last in memory
+    return F.conv3d(whole, weight, bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
+
+
+def narrow(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv` to few channels: its taps in time are outputs of one 2-D convolution, which fills the kernel."""
+    frames, outputs = x.shape[1], weight.shape[0]
+    taps = weight.permute(2, 0, 1, 3, 4).flatten(0, 1)  # (3 O, C, 3, 3)
+    y = conv2d(_whole(x, past), taps, None, padding=1)  # (B, 2 + T, H, W, 3 O)
+    early, middle, late = (y[:, k : k + frames, ..., k * outputs : (k + 1) * outputs] for k in range(TAPS))
+    return early + middle + (late + bias)
+
+
+def _whole(x: Tensor, past: Tensor | None) -> Tensor:
+    """The two frames before, zeros if unknown, and `x`: (B, 2 + T, H, W, C)."""
+    return torch.cat([x.new_zeros(x.shape[0], TAPS - 1, *x.shape[2:]) if past is None else past, x], dim=1)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0) -> Tensor:
+    """The same 2-D convolution (O, C, k, k) of every frame: (B, T, H, W, C) -> (B, T, H', W', O)."""
+    images = x.flatten(0, 1).permute(0, 3, 1, 2)  # (B*T, C, H, W), channels last in memory
+    y = F.conv2d(images, weight, bias, stride=stride, padding=padding)
+    return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
+def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Every pixel twice along both sides, then a 3x3 convolution with zeros around: -> (B, T, 2H, 2W, O).
+
+    On doubled pixels a 3x3 kernel meets at most 2x2 different ones: each of the four outputs over one pixel is a 2x2
+    convolution of the small picture, with 4 products where the large one takes 9 (Shi et al. 2016, section 3.2).
+    """
+    b, t, h, w, _ = x.shape
+    merge = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # (phase, small tap, tap)
+    small = torch.einsum("pay,qbx,ocyx->pqocab", merge, merge, weight).flatten(0, 2)  # (4 O, C, 2, 2)
+    y = conv2d(F.pad(x, (0, 0, 1, 1, 1, 1)), small, bias.repeat(4)).unflatten(-1, (2, 2, -1))  # (B, T, h+1, w+1, ...)
+    rows = [torch.stack([y[:, :, p : p + h, q : q + w, p, q] for q in (0, 1)], dim=4) for p in (0, 1)]
+    return torch.stack(rows, dim=3).reshape(b, t, 2 * h, 2 * w, -1)
+
+
+# ---- minimal filtering -------------------------------------------------------------------------
+
+
+def minimal_filtering_pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether `minimal_filtering` can run here (fp32, no gradient) and is faster than `direct`."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return False
+    return x[..., 0].numel() >= LEAST_PIXELS and min(weight.shape[:2]) >= LEAST_CHANNELS
+
+
+def minimal_filtering(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv` by F(4x4, 3x3), band of rows after band of rows."""
+    kernels = _filter_transform(weight)
+    batch, frames, height, width, channels = x.shape
+    lead = 0 if past is None else past.shape[1]
+    down, across = -(-height // TILE), -(-width // TILE)
+    y = x.new_empty(batch, frames, TILE * down, TILE * across, weight.shape[0])
+    row_bytes = (TILE + 2) ** 2 * (lead + frames) * across * channels * x.element_size()
+    step = max(1, BAND_BYTES // row_bytes)
+    for index in range(batch):
+        clip = [x[index]] if past is None else [past[index], x[index]]
+        for top in range(0, down, step):
+            band = range(top, min(top + step, down))
+            pixels = torch.cat([_padded_band(part, band, across) for part in clip])
+            products = _products(_pixel_transform(pixels), kernels, lead)
+            out = y[index, :, TILE * band.start : TILE * band.stop]
+            places = out.unflatten(1, (-1, TILE)).unflatten(3, (-1, TILE))  # (T, h, 4, w, 4, O)
+            torch.add(_output_transform(products, len(band)), bias, out=places)
+    return y[:, :, :height, :width]
+
+
+@cache
+def transforms(points: tuple[float, ...] = POINTS) -> tuple[Tensor, Tensor, Tensor]:
+    """A^T (m, n), G (n, 3) and B^T (n, n) of F(m, 3) with n = m + 2 points, the last one infinity, in fp64.
+
+    y = A^T [(G g) * (B^T d)] is the correlation of n values d with 3 taps g (Lavin & Gray 2016, eq. 6), made from the
+    points by Toom and Cook's method; a row of B^T and that of G may be scaled against each other, and are, evenly.
+    """
+    x = torch.tensor(points, dtype=torch.float64)
+    n = len(points) + 1
+    a = torch.zeros(n, n - 2, dtype=torch.float64)
+    g, b = torch.zeros(n, 3, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+    for i in range(n - 1):
+        others = torch.cat([x[:i], x[i + 1 :]])
+        a[i] = x[i] ** torch.arange(n - 2)
+        g[i] = x[i] ** torch.arange(3) / (x[i] - others).prod()
+        b[i, : n - 1] = _polynomial(others)
+    a[-1, -1] = g[-1, -1] = 1.0
+    b[-1] = _polynomial(x)
+    scale = (g.norm(dim=1, keepdim=True) / b.norm(dim=1, keepdim=True)).sqrt()
+    return a.T.contiguous(), g / scale, b * scale
+
+
+def _polynomial(roots: Tensor) -> Tensor:
+    """Coefficients, lowest first, of the product of (x - root)."""
+    coefficients = roots.new_ones(1)
+    for root in roots:
+        coefficients = F.pad(coefficients, (1, 0)) - root * F.pad(coefficients, (0, 1))
+    return coefficients
+
+
+@cache
+def _squared(which: int) -> Tensor:
+    """One of `transforms` for both axes at once, fp32."""
+    matrix = transforms()[which]
+    return torch.kron(matrix, matrix).float()
+
+
+def _filter_transform(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3, 3) -> (3, 36, C, O): one matrix per tap in time and place in a tile."""
+    outputs, channels = weight.shape[:2]
+    taps = weight.permute(3, 4, 2, 1, 0).reshape(9, -1)  # (ky kx, kt C O)
+    return (_squared(1) @ taps).view(-1, TAPS, channels, outputs).transpose(0, 1)
+
+
+def _pixel_transform(x: Tensor) -> Tensor:
+    """All 6x6 tiles, two pixels shared with each neighbour: (T, 4h + 2, 4w + 2, C) -> (36, T, h * w, C)."""
+    frames, height, width, channels = x.shape
+    h, w, side = (height - 2) // TILE, (width - 2) // TILE, TILE + 2
+    frame, row, pixel, _ = x.stride()
+    tiles = x.as_strided((side, side, frames, h, w, channels), (row, pixel, frame, TILE * row, TILE * pixel, 1))
+    return (_squared(2) @ tiles.reshape(side**2, -1)).view(side**2, frames, h * w, channels)
+
+
+def _products(pixels: Tensor, kernels: Tensor, lead: int) -> Tensor:
+    """Transformed pixels (36, lead + T, N, C) -> (36, T, N, O), summed over the taps in time."""
+    frames = pixels.shape[1] - lead
+    out = torch.bmm(pixels[:, lead:].flatten(1, 2), kernels[-1]).unflatten(1, (frames, -1))
+    for back in range(1, TAPS):  # how many frames before its own an output looks
+        seen = min(frames, lead + frames - back)  # outputs that have such a frame; zeros stand before the others
+        if seen > 0:
+            first = lead + frames - back - seen
+            out[:, frames - seen :].flatten(1, 2).baddbmm_(
+                pixels[:, first : first + seen].flatten(1, 2), kernels[-1 - back]
+            )
+    return out
+
+
+def _output_transform(products: Tensor, rows: int) -> Tensor:
+    """(36, T, rows * w, O) -> (T, rows, 4, w, 4, O), a view."""
+    _, frames, count, outputs = products.shape
+    y = (_squared(0) @ products.flatten(1)).view(TILE, TILE, frames, rows, count // rows, outputs)
+    return y.permute(2, 3, 0, 4, 1, 5)
+
+
+def _padded_band(x: Tensor, band: range, across: int) -> Tensor:
+    """Rows under the tiles in `band` with zeros around the frame: (T, H, W, C) -> (T, 4h + 2, 4 across + 2, C)."""
+    top, bottom = TILE * band.start - 1, TILE * band.stop + 1
+    above, below = max(-top, 0), max(bottom - x.shape[1], 0)
+    return F.pad(x[:, max(top, 0) : bottom], (0, 0, 1, TILE * across + 1 - x.shape[2], above, below))

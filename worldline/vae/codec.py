@@ -1,0 +1,127 @@
+"""What every autoencoder of this package shares: its latent Gaussian, the state of a causal stream, any-size padding.
+
+One-shot coding is a stream of one chunk: an autoencoder writes `encode_chunk` and `decode_chunk`, and `encode`,
+`decode` and `vae/streaming.py` follow from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Diagonal Gaussian over latents, q(z|x); both fields (B, C, T', H', W')."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Reparameterised draw (Kingma & Welling 2013, eq. 10)."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def mode(self) -> Tensor:
+        """The most probable latent: the mean."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL(q(z|x) || N(0, 1)) in nats, mean per element, in fp32 (Kingma & Welling 2013, appendix B)."""
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+
+
+class History:
+    """What a causal stream remembers: for each layer that looks back, the last frames of its input."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self._last: dict[nn.Module, Tensor] = {}
+
+    def swap(self, owner: nn.Module, current: Tensor) -> Tensor:
+        """Store the last group of `current` (B, T, H, W, C); return the one stored before it (B, 1, H, W, C).
+
+        Zeros stand before the first group.
+        """
+        past = self.recall(owner, current, 1)
+        return torch.zeros_like(current[:, :1]) if past is None else past
+
+    def recall(self, owner: nn.Module, current: Tensor, frames: int) -> Tensor | None:
+        """Store the last `frames` frames of `owner`'s input `current` (B, T, ...); return those stored before.
+
+        (B, frames, ...), or None at the start. Where too few are known, zeros stand before what is stored.
+        """
+        past = self._last.get(owner)
+        last = current[:, -frames:]
+        missing = frames - last.shape[1]
+        if missing:
+            before = last.new_zeros(last.shape[0], missing, *last.shape[2:]) if past is None else past[:, -missing:]
+            last = torch.cat([before, last], dim=1)
+        elif not torch.is_grad_enabled():
+            last = last.clone()  # a view keeps the whole chunk alive
+        self._last[owner] = last
+        return past
+
+
+class CodecConfig(Protocol):
+    """What a config tells of any autoencoder."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+
+    @property
+    def temporal(self) -> int:
+        """Frames per latent frame; the first latent frame of a video holds one."""
+
+    @property
+    def spatial(self) -> int:
+        """Pixels per latent along each side."""
+
+
+class VideoCodec(nn.Module):
+    """A causal video autoencoder.
+
+    Pixels are (B, 3, T, H, W) in [-1, 1] of any length and size; latents (B, C, T', H', W') with
+    T' = ceil((T-1)/temporal) + 1, H' = ceil(H/spatial), W' = ceil(W/spatial). What does not divide is padded by
+    repeating the edge; `decode(..., size)` crops it off.
+    """
+
+    config: CodecConfig
+
+    def encode_chunk(self, x: Tensor, history: History) -> Posterior:
+        """The next frames of a stream: temporal*k+1 in its first chunk, temporal*k in every later one; sizes divide."""
+        raise NotImplementedError
+
+    def decode_chunk(self, z: Tensor, history: History) -> Tensor:
+        """The next latent frames of a stream -> `temporal` frames each, only one for the stream's first."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Posterior:
+        """Pixels (B, 3, T, H, W) in [-1, 1] -> posterior, fields (B, C, T', H', W'); UserError for another shape."""
+        if x.ndim != 5 or x.shape[1] != 3 or 0 in x.shape:
+            raise UserError(f"pixels: {tuple(x.shape)} is not (B, 3, T, H, W) with at least one frame and one pixel")
+        return self.encode_chunk(self._padded(x), History())
+
+    def decode(self, z: Tensor, size: tuple[int, int, int] | None = None) -> Tensor:
+        """Latents (B, C, T', H', W') -> pixels (B, 3, temporal*(T'-1)+1, spatial*H', spatial*W'), cropped to `size`
+        (T, H, W) if given."""
+        x = self.decode_chunk(z, History())
+        return x if size is None else x[:, :, : size[0], : size[1], : size[2]]
+
+    def pad_space(self, x: Tensor) -> Tensor:
+        """Repeat the last row and column of (B, 3, T, H, W) until the sizes divide by `spatial`."""
+        below, right = -x.shape[3] % self.config.spatial, -x.shape[4] % self.config.spatial
+        return F.pad(x, (0, right, 0, below, 0, 0), mode="replicate") if below or right else x
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Repeat the last frame until the length is temporal*k+1, and the edges until the sizes divide."""
+        late = -(x.shape[2] - 1) % self.config.temporal
+        return self.pad_space(F.pad(x, (0, 0, 0, 0, 0, late), mode="replicate") if late else x)
