@@ -25,7 +25,7 @@ LEAST_CHANNELS = 16
 POINTS = (0.0, math.sqrt(2), -math.sqrt(2), math.sqrt(0.5), -math.sqrt(0.5))
 
 
-def causal_conv(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_conv(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, margin: int = 1) -> Tensor:
     """Convolution with zeros around each frame; an output frame sees its own frame and the two before.
 
     Args:
@@ -33,30 +33,31 @@ def causal_conv(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) ->
         past: (B, 2, H, W, C) the two frames before them; None for zeros.
         weight: (O, C, 3, 3, 3), time first.
         bias: (O,).
+        margin: rows and columns of zeros to put around; 0 where the frames bring a border of their own.
 
     Returns:
-        (B, T, H, W, O).
+        (B, T, H, W, O), or, with a border of their own, (B, T, H - 2, W - 2, O).
     """
     if minimal_filtering_pays(x, weight):
-        return minimal_filtering(x, past, weight, bias)
+        return minimal_filtering(x, past, weight, bias, margin)
     if x.shape[1] == 1 and past is None:  # an image: the taps on frames before it see zeros
-        return conv2d(x, weight[:, :, -1], bias, padding=1)
+        return conv2d(x, weight[:, :, -1], bias, padding=margin)
     if weight.shape[0] < LEAST_CHANNELS:
-        return narrow(x, past, weight, bias)
-    return direct(x, past, weight, bias)
+        return narrow(x, past, weight, bias, margin)
+    return direct(x, past, weight, bias, margin)
 
 
-def direct(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+def direct(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, margin: int = 1) -> Tensor:
     """`causal_conv` as the equation stands; differentiable, any device."""
     whole = _whole(x, past).permute(0, 4, 1, 2, 3)  # (B, C, 2 + T, H, W), channels last in memory
-    return F.conv3d(whole, weight, bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
+    return F.conv3d(whole, weight, bias, padding=(0, margin, margin)).permute(0, 2, 3, 4, 1)
 
 
-def narrow(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+def narrow(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, margin: int = 1) -> Tensor:
     """`causal_conv` to few channels: its taps in time are outputs of one 2-D convolution, which fills the kernel."""
     frames, outputs = x.shape[1], weight.shape[0]
     taps = weight.permute(2, 0, 1, 3, 4).flatten(0, 1)  # (3 O, C, 3, 3)
-    y = conv2d(_whole(x, past), taps, None, padding=1)  # (B, 2 + T, H, W, 3 O)
+    y = conv2d(_whole(x, past), taps, None, padding=margin)  # (B, 2 + T, H, W, 3 O)
     early, middle, late = (y[:, k : k + frames, ..., k * outputs : (k + 1) * outputs] for k in range(TAPS))
     return early + middle + (late + bias)
 
@@ -99,10 +100,11 @@ def minimal_filtering_pays(x: Tensor, weight: Tensor) -> bool:
     return x[..., 0].numel() >= LEAST_PIXELS and min(weight.shape[:2]) >= LEAST_CHANNELS
 
 
-def minimal_filtering(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+def minimal_filtering(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, margin: int = 1) -> Tensor:
     """`causal_conv` by F(4x4, 3x3), band of rows after band of rows."""
     kernels = _filter_transform(weight)
-    batch, frames, height, width, channels = x.shape
+    batch, frames, channels = *x.shape[:2], x.shape[-1]
+    height, width = (side + 2 * margin - 2 for side in x.shape[2:4])
     lead = 0 if past is None else past.shape[1]
     down, across = -(-height // TILE), -(-width // TILE)
     y = x.new_empty(batch, frames, TILE * down, TILE * across, weight.shape[0])
@@ -112,7 +114,7 @@ def minimal_filtering(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tens
         clip = [x[index]] if past is None else [past[index], x[index]]
         for top in range(0, down, step):
             band = range(top, min(top + step, down))
-            pixels = torch.cat([_padded_band(part, band, across) for part in clip])
+            pixels = torch.cat([_padded_band(part, band, across, margin) for part in clip])
             products = _products(_pixel_transform(pixels), kernels, lead)
             out = y[index, :, TILE * band.start : TILE * band.stop]
             places = out.unflatten(1, (-1, TILE)).unflatten(3, (-1, TILE))  # (T, h, 4, w, 4, O)
@@ -194,8 +196,8 @@ def _output_transform(products: Tensor, rows: int) -> Tensor:
     return y.permute(2, 3, 0, 4, 1, 5)
 
 
-def _padded_band(x: Tensor, band: range, across: int) -> Tensor:
-    """Rows under the tiles in `band` with zeros around the frame: (T, H, W, C) -> (T, 4h + 2, 4 across + 2, C)."""
-    top, bottom = TILE * band.start - 1, TILE * band.stop + 1
+def _padded_band(x: Tensor, band: range, across: int, margin: int) -> Tensor:
+    """Rows under the tiles in `band`, with zeros where the frame ends: (T, H, W, C) -> (T, 4h + 2, 4 across + 2, C)."""
+    top, bottom = TILE * band.start - margin, TILE * band.stop + 2 - margin
     above, below = max(-top, 0), max(bottom - x.shape[1], 0)
-    return F.pad(x[:, max(top, 0) : bottom], (0, 0, 1, TILE * across + 1 - x.shape[2], above, below))
+    return F.pad(x[:, max(top, 0) : bottom], (0, 0, margin, TILE * across + 2 - margin - x.shape[2], above, below))
