@@ -93,10 +93,11 @@ def test_tensors_go_both_ways_and_say_their_config() -> None:
     net = model()
     theirs = to_theirs(opensora.table(TINY), net.state_dict())
     assert opensora.is_opensora(set(theirs))
-    back = to_ours(opensora.table(TINY), theirs, "tiny")
+    back = to_ours(opensora.table(TINY), theirs, net.state_dict(), "tiny")
     assert back.keys() == net.state_dict().keys()
     assert all(torch.equal(back[name], value) for name, value in net.state_dict().items())
     shapes = {name: tuple(value.shape) for name, value in theirs.items()}
     assert opensora.config_of_shapes(shapes, {"num_heads": 2, "axes_dim": [8, 6, 6]}) == TINY
     with pytest.raises(UserError, match=r"missing: img_in\.bias"):
-        to_ours(opensora.table(TINY), {k: v for k, v in theirs.items() if k != "img_in.bias"}, "tiny")
+        less = {k: v for k, v in theirs.items() if k != "img_in.bias"}
+        to_ours(opensora.table(TINY), less, net.state_dict(), "tiny")

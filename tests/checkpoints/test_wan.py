@@ -50,7 +50,7 @@ def theirs(**more: Any) -> Any:
 def ours(model: Any) -> DiT:
     config = wan.config_of({k: v for k, v in model.config.items() if not k.startswith("_")})
     dit = DiT(config).eval()
-    dit.load_state_dict(to_ours(wan.table(config), model.state_dict(), "tiny"))
+    dit.load_state_dict(to_ours(wan.table(config), model.state_dict(), dit.state_dict(), "tiny"))
     return dit
 
 
@@ -204,12 +204,14 @@ def test_a_foreign_config_is_one_line() -> None:
         with pytest.raises(UserError, match=named):
             wan.config_of({**TINY, **wrong})
     model = theirs()
-    weights = model.state_dict()
+    own, weights = ours(model).state_dict(), model.state_dict()
     del weights["proj_out.bias"]
     weights["extra"] = torch.zeros(1)
     weights["blocks.0.attn1.norm_added_q.weight"] = torch.zeros(1)
-    with pytest.raises(UserError, match=r"missing: proj_out.bias; unexpected: extra;"):
-        to_ours(wan.table(wan.config_of(TINY)), weights, "tiny", wan.UNUSED)
+    weights["proj_out.weight"] = torch.zeros(3, 3)
+    told = r"missing: proj_out\.bias; unexpected: extra; mis-shaped: proj_out\.weight;"
+    with pytest.raises(UserError, match=told):
+        to_ours(wan.table(wan.config_of(TINY)), weights, own, "tiny", wan.UNUSED)
 
 
 # ---- every pitfall shows -----------------------------------------------------------------------

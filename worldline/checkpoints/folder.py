@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from worldline import __version__
 from worldline.checkpoints import layout
 from worldline.checkpoints.layout import CONFIG_NAMES, INDEX, PIPELINE_CLASS, WEIGHT_STEMS, model_hash
-from worldline.diffusion.timesteps import resolution_shift
+from worldline.diffusion.timesteps import resolution_shift, schedule, wan_schedule
 from worldline.dit.model import DiT, DiTConfig
 from worldline.errors import UserError
 from worldline.text import TextEncoder, encoder_config, from_config
+from worldline.vae.codec import VideoCodec
 from worldline.vae.latents import Whitening
 from worldline.vae.model import VAEConfig, VideoVAE
 
@@ -46,6 +47,14 @@ class SchedulerConfig:
     prediction_type: str = "velocity"
     shift: float = 3.0
     base_tokens: int = 0
+    spacing: str = "even"  # of the times; "authors" or "diffusers": Wan's, in whole timesteps (see `wan_schedule`)
+
+    def times(self, steps: int, tokens: int) -> tuple[Tensor, Tensor | None]:
+        """Sigmas (steps + 1,) of a video of `tokens` tokens, and the whole timesteps (steps,) of 1000 that the model
+        was taught instead of them, if it was."""
+        if self.spacing == "even":
+            return schedule(steps, self.shift_at(tokens)), None
+        return wan_schedule(steps, self.shift, "diffusers" if self.spacing == "diffusers" else "authors")
 
     def shift_at(self, tokens: int) -> float:
         """Shift of the timesteps of a video of `tokens` tokens."""
@@ -56,7 +65,7 @@ class SchedulerConfig:
 class Parts:
     """Everything a pipeline is made of. `defaults`: width, height, frames, fps, steps, guidance_scale of `generate`."""
 
-    vae: VideoVAE
+    vae: VideoCodec
     dit: DiT
     text: TextEncoder
     whitening: Whitening
@@ -70,6 +79,10 @@ def load_parts(path: str | Path | None = None) -> Parts:
     Raises UserError for a folder that is missing, damaged, foreign, or whose weights do not fit their configs.
     """
     folder = layout.check(path)
+    if layout.read_json(folder / INDEX)["_class_name"] != PIPELINE_CLASS:
+        from worldline.checkpoints.wan import load
+
+        return load(folder)
     vae_values = dict(layout.read_json(folder / "vae" / CONFIG_NAMES["vae"]))
     whitening = Whitening.from_dict(vae_values.pop("whitening", {}))
     vae = VideoVAE(_config(VAEConfig, vae_values, folder / "vae"))
@@ -80,15 +93,17 @@ def load_parts(path: str | Path | None = None) -> Parts:
         module.eval().requires_grad_(False)
     scheduler_values = layout.read_json(folder / "scheduler" / CONFIG_NAMES["scheduler"])
     scheduler = _config(SchedulerConfig, scheduler_values, folder / "scheduler")
-    defaults = layout.read_json(folder / INDEX).get("defaults", {})
+    defaults = layout.defaults(folder)
     return Parts(vae, dit, _load_text(folder), whitening, scheduler, defaults)
 
 
 def save_pretrained(parts: Parts, folder: str | Path, dtype: str = "float16", overwrite: bool = False) -> Path:
     """Write a model folder, whole or not at all; weights are stored as `dtype` in shards of at most 16 MB.
 
-    Raises UserError for an unknown dtype or a folder that exists (unless `overwrite`).
+    Raises UserError for an unknown dtype, a folder that exists (unless `overwrite`), or the parts of a public model.
     """
+    if not isinstance(parts.vae, VideoVAE):
+        raise UserError("only our own models are written so far: copy the folder of a public one")
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: unknown; one of {', '.join(DTYPES)}")
     with _replacing(Path(folder), overwrite) as new:
@@ -152,7 +167,7 @@ def _inside(argument: str, run: Path, part: str, file: str) -> Path:
     raise UserError(f"{argument} {run}: neither it nor {run / part} holds {file}; give the folder of a finished run")
 
 
-def same_encoder(old: VideoVAE, new: VideoVAE) -> bool:
+def same_encoder(old: VideoCodec, new: VideoCodec) -> bool:
     """Whether both give the latents that a DiT knows: equal up to the rounding of storage."""
     clip = torch.linspace(-1, 1, 3 * 5 * 32 * 32).reshape(1, 3, 5, 32, 32).sin()
     with torch.no_grad():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldline.checkpoints.folder import listed
 from worldline.errors import UserError
 
 Pack = Callable[[Sequence[Tensor]], Tensor]
@@ -68,16 +69,25 @@ def each(entry: Entry, pack: Callable[[Tensor], Tensor], unpack: Callable[[Tenso
 
 
 def to_ours(
-    table: Iterable[Entry], weights: Mapping[str, Tensor], place: str, ignored: Sequence[str] = ()
+    table: Iterable[Entry],
+    weights: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    place: str,
+    ignored: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """Our tensors from theirs. Raises one UserError that lists every tensor missing or unexpected.
+    """Our tensors from theirs. Raises one UserError that lists all that is missing, unexpected or mis-shaped.
 
-    `ignored`: ends of names that are published but belong to nothing.
+    Args:
+        own: our tensors, on the meta device, say: their shapes tell what theirs must be.
+        ignored: ends of names that are published but belong to nothing.
     """
     table = list(table)
-    wanted = {name for entry in table for name in entry.theirs}
-    unexpected = {name for name in weights.keys() - wanted if not name.endswith(tuple(ignored))}
-    found = {"missing": wanted - weights.keys(), "unexpected": unexpected}
+    shapes = {name: part.shape for name, part in to_theirs(table, own).items()}
+    found = {
+        "missing": shapes.keys() - weights.keys(),
+        "unexpected": {name for name in weights.keys() - shapes.keys() if not name.endswith(tuple(ignored))},
+        "mis-shaped": {name for name in weights.keys() & shapes.keys() if weights[name].shape != shapes[name]},
+    }
     if any(found.values()):
         told = "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names)
         raise UserError(f"--model {place} does not fit its config: {told}; copy the model again")
@@ -91,9 +101,3 @@ def to_theirs(table: Iterable[Entry], weights: Mapping[str, Tensor]) -> dict[str
         parts = entry.unpack(weights[entry.ours])
         out |= {name: part.contiguous() for name, part in zip(entry.theirs, parts, strict=True)}
     return out
-
-
-def listed(names: Iterable[str], most: int = 6) -> str:
-    """The first names in order, and how many more there are."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")

@@ -22,6 +22,18 @@ from worldline.errors import UserError
 
 INDEX = "model_index.json"
 PIPELINE_CLASS = "WorldlinePipeline"
+# Public families in the same layout, and how their authors generate; see the modules of this folder.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "WanPipeline": {
+        "width": 832,
+        "height": 480,
+        "frames": 81,
+        "fps": 16,
+        "steps": 50,
+        "guidance_scale": 5.0,
+        "sampler": "unipc",
+    },
+}
 CONFIG_NAMES = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -109,8 +121,9 @@ def check(path: str | Path | None) -> Path:
     if not (folder / INDEX).is_file():
         raise UserError(f"--model {folder} holds no {INDEX}, so it is not a model folder; {_suggestion(folder)}")
     found = read_json(folder / INDEX).get("_class_name")
-    if found != PIPELINE_CLASS:
-        raise UserError(f"--model {folder} holds a {found}, which is not readable here; give a {PIPELINE_CLASS} folder")
+    if found != PIPELINE_CLASS and found not in FAMILIES:
+        known = ", ".join([PIPELINE_CLASS, *FAMILIES])
+        raise UserError(f"--model {folder} holds a {found}, which is not readable here; what is: {known}")
     for component, config in CONFIG_NAMES.items():
         read_json(folder / component / config)
     for component in ("transformer", "vae"):
@@ -120,6 +133,12 @@ def check(path: str | Path | None) -> Path:
         for file in weight_files(folder, component):
             read_header(file)
     return folder
+
+
+def defaults(folder: Path) -> dict[str, Any]:
+    """How a checked model generates where nothing else is asked."""
+    index = read_json(folder / INDEX)
+    return {**FAMILIES.get(index["_class_name"], {}), **index.get("defaults", {})}
 
 
 def _suggestion(folder: Path) -> str:
@@ -154,13 +173,12 @@ def info(path: str | Path | None) -> dict[str, Any]:
             "files": [file.name for file in files],
             "config": read_json(folder / component / config),
         }
-    index = read_json(folder / INDEX)
     return {
         "folder": str(folder),
         "hash": model_hash(folder),
         "parameters": sum(part["parameters"] for part in parts.values()),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "defaults": index.get("defaults", {}),
+        "defaults": defaults(folder),
         "components": parts,
     }
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from worldline.checkpoints.keymap import Entry, each, linear, same, stacked, then
+from worldline.checkpoints import layout
+from worldline.checkpoints.folder import Parts, SchedulerConfig, read_weights
+from worldline.checkpoints.keymap import Entry, each, linear, same, stacked, then, to_ours
+from worldline.checkpoints.wan_vae import load_wan_vae
 from worldline.dit.config import DiTConfig
+from worldline.dit.model import DiT
 from worldline.errors import UserError
+from worldline.text import HFText
 
 CLASS = "WanTransformer3DModel"
 UNUSED = ("norm_added_q.weight", "norm_q_img.weight")  # published with image models, read by none
@@ -214,6 +220,29 @@ def _pairs_in(x: Tensor) -> Tensor:
 def _pairs_out(x: Tensor) -> Tensor:
     return x[None]
 
+
+# ---- a whole folder ----------------------------------------------------------------------------
+
+
+def load(folder: Path) -> Parts:
+    """A checked diffusers folder of Wan text to video, weights in the type that they are stored in.
+
+    Raises UserError for parts that are missing, foreign or do not fit.
+    """
+    place = folder / "transformer"
+    config = config_of(layout.read_json(place / "config.json"), str(place))
+    with torch.device("meta"):
+        dit = DiT(config)
+    weights = read_weights(layout.weight_files(folder, "transformer"))
+    dit.load_state_dict(to_ours(table(config), weights, dit.state_dict(), str(place), UNUSED), assign=True)
+    vae, whitening = load_wan_vae(folder / "vae")
+    text = HFText(str(folder), max_tokens=TEXT_ROWS, subfolder="text_encoder", padding="zeros", clean=True)
+    about = layout.read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = SchedulerConfig(shift=float(about.get("flow_shift") or 1.0), spacing="authors")
+    return Parts(vae, dit.eval().requires_grad_(False), text, whitening, scheduler, layout.defaults(folder))
+
+
+TEXT_ROWS = 512  # states and zeros that a prompt is padded to
 
 # ---- the authors' names ------------------------------------------------------------------------
 

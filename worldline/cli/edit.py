@@ -115,7 +115,7 @@ def _verb(
 
         from worldline.generate.pipeline import Deferred
 
-        pipeline = Deferred(folder, layout.read_json(folder / layout.INDEX).get("defaults", {}))
+        pipeline = Deferred(folder, layout.defaults(folder))
         with progress(name) as update:
             args.progress = update
             result = make(args, pipeline)

@@ -82,7 +82,7 @@ def run_generate(args: argparse.Namespace) -> None:
     check_prompt(args.prompt)
     request = _request(args, {})  # the user's own values first: they are checked even where no model is
     folder = layout.check(args.model)
-    defaults = layout.read_json(folder / layout.INDEX).get("defaults", {})
+    defaults = layout.defaults(folder)
     request = _request(args, defaults)
     out = check_output(args.output, args.overwrite, request.frames, request.num_videos)
     image = read_picture(args.image, "--image")

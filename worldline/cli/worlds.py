@@ -239,7 +239,7 @@ def _checked(args: argparse.Namespace, **shape: Any) -> tuple[Path, Any]:
     folder = layout.check(args.model)
     if args.size is not None:
         shape["width"], shape["height"] = read_size(args.size)
-    defaults = Request("", **known_defaults(layout.read_json(folder / layout.INDEX).get("defaults", {})))
+    defaults = Request("", **known_defaults(layout.defaults(folder)))
     return folder, request_of(defaults, "", **shape)
 
 

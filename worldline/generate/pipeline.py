@@ -23,7 +23,7 @@ from worldline.checkpoints.layout import CONFIG_NAMES, read_json, resolve
 from worldline.diffusion.guidance import cfg, scale_at
 from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
-from worldline.diffusion.timesteps import schedule
+from worldline.diffusion.timesteps import at_timesteps
 from worldline.dit.conditions import Conditions, actions_of_tokens, driven, none, place_known
 from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
 from worldline.dit.told import Told
@@ -364,12 +364,16 @@ class Pipeline:
             latent.width,
         )
         condition = none(size) if condition is None else condition
-        sigmas = schedule(drawing.steps, self.parts.scheduler.shift_at(math.prod(grid(size, self.dit.config.patch))))
-        sigmas = sigmas[min(drawing.steps - 1, round((1 - drawing.strength) * drawing.steps)) :]
+        tokens = math.prod(grid(size, self.dit.config.patch))
+        sigmas, timesteps = self.parts.scheduler.times(drawing.steps, tokens)
+        begin = min(drawing.steps - 1, round((1 - drawing.strength) * drawing.steps))
+        sigmas = sigmas[begin:]
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         packed = pack(noise, self.dit.config.patch, None if times is None else [times] * len(seeds))
         x = packed.tokens  # (N, D)
         denoise = self._denoiser(packed, condition, text, drawing, x)
+        if timesteps is not None:
+            denoise = at_timesteps(denoise, sigmas, timesteps[begin:] / 1000)
         if start is not None:
             x = add_noise(FLOW, patchify(start, self.dit.config.patch)[0].repeat(len(seeds), 1), x, sigmas[0])
         sigmas = sigmas.to(self.device)
@@ -401,7 +405,8 @@ class Pipeline:
         last = int(packed.cu_seqlens[-1])
         cu = torch.cat([packed.cu_seqlens] + [packed.cu_seqlens[1:] + last * i for i in range(1, copies)])
         cu = cu.to(self.device)
-        told = Told(text.states.to(self.device, self.dtype), text.cu_seqlens.to(self.device))
+        padding = None if text.padding is None else text.padding.to(self.device)
+        told = Told(text.states.to(self.device, self.dtype), text.cu_seqlens.to(self.device), padding)
         # What the blocks read of the prompts is the same at every step; with guidance there are two sets of samples.
         reading = cache(lambda count: self.dit.read(told.first(count * videos)))
         eps = noise.to(self.device).repeat(copies, 1)
