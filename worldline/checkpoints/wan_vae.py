@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from worldline.checkpoints import layout
-from worldline.checkpoints.folder import listed, read_weights
+from worldline.checkpoints.folder import read_weights
+from worldline.checkpoints.foreign import load_renamed
 from worldline.errors import UserError
 from worldline.vae.causal import CausalVAE, CausalVAEConfig
 from worldline.vae.latents import Whitening
@@ -83,20 +85,8 @@ def load_wan_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
 
 def from_weights(config: CausalVAEConfig, weights: Weights, kind: Layout, dtype: torch.dtype) -> CausalVAE:
     """An autoencoder with foreign `weights`; raises one UserError that lists all that does not fit."""
-    with torch.device("meta"):
-        vae = CausalVAE(config)
-    own, names = vae.state_dict(), key_map(config, kind)
-    missing = [theirs for theirs in names.values() if theirs not in weights]
-    unexpected = sorted(weights.keys() - set(names.values()))
-    sizes = [theirs for ours, theirs in names.items()
-             if theirs in weights and weights[theirs].numel() != own[ours].numel()]  # fmt: skip
-    problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": sizes}
-    if any(problems.values()):
-        found = "; ".join(f"{problem}: {listed(keys)}" for problem, keys in problems.items() if keys)
-        raise UserError(f"--vae: the weights do not fit AutoencoderKLWan as configured: {found}")
-    ours_weights = {ours: _inwards(ours, weights[theirs], own[ours].shape).to(dtype) for ours, theirs in names.items()}
-    vae.load_state_dict(ours_weights, assign=True)
-    return vae.eval().requires_grad_(False)
+    build = partial(CausalVAE, config)
+    return load_renamed(build, key_map(config, kind), weights, "AutoencoderKLWan", dtype, _inwards)
 
 
 def to_weights(vae: CausalVAE, kind: Layout = "diffusers") -> dict[str, Tensor]:

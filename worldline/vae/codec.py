@@ -95,6 +95,7 @@ class VideoCodec(nn.Module):
     """
 
     config: CodecConfig
+    whole_clips = False  # True: it knows no chunks, so that a stream of it waits for its end
 
     def encode_chunk(self, x: Tensor, history: History) -> Posterior:
         """The next frames of a stream: temporal*k+1 in its first chunk, temporal*k in every later one; sizes divide."""

@@ -1,4 +1,7 @@
-"""Encoding and decoding of endless video in constant memory: chunk after chunk, one causal state between them."""
+"""Encoding and decoding of endless video in constant memory: chunk after chunk, one causal state between them.
+
+An autoencoder of `whole_clips` has no such state: its streams wait for their end and take memory as they grow.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,9 @@ def encode_stream(vae: VideoCodec, chunks: Iterable[Tensor], started: bool = Fal
     groups, and the last group is completed by repeating its last frame. Frames of the rest of a stream never change
     what was given out. A `started` stream has no first frame: it comes out of the middle of a video, at a group.
     """
+    if vae.whole_clips:
+        yield from (_encode_whole(vae, clip) for clip in _joined(chunks))
+        return
     history, waiting = History(), None
     history.started = started
     for chunk in chunks:
@@ -47,8 +53,9 @@ def decode_stream(
     if chunk < 1:
         raise UserError(f"chunk={chunk}: the nearest valid value is 1 latent frame")
     history, left = History(), None if size is None else size[0]
-    for piece in [latents] if isinstance(latents, Tensor) else latents:
-        for part in piece.split(chunk, dim=2):
+    arriving = [latents] if isinstance(latents, Tensor) else latents
+    for piece in _joined(arriving) if vae.whole_clips else arriving:
+        for part in [piece] if vae.whole_clips else piece.split(chunk, dim=2):
             with torch.no_grad():
                 pixels = vae.decode_chunk(part, history)
             if size is not None and left is not None:
@@ -56,6 +63,17 @@ def decode_stream(
                 left -= pixels.shape[2]
             if pixels.shape[2]:
                 yield pixels
+
+
+def _joined(pieces: Iterable[Tensor]) -> list[Tensor]:
+    """All pieces as one, for an autoencoder that knows no chunks."""
+    whole = list(pieces)
+    return [torch.cat(whole, dim=2)] if whole else []
+
+
+@torch.no_grad()
+def _encode_whole(vae: VideoCodec, clip: Tensor) -> Posterior:
+    return vae.encode(clip)
 
 
 @torch.no_grad()

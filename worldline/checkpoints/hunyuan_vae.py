@@ -1,0 +1,137 @@
+"""HunyuanVideo's video autoencoder: between our `HunyuanVAE` and diffusers' AutoencoderKLHunyuanVideo.
+
+Open-Sora 2.0 ships the same keys in one file without a config (hunyuan_vae.safetensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldline.checkpoints import layout
+from worldline.checkpoints.folder import read_weights
+from worldline.checkpoints.foreign import load_renamed
+from worldline.errors import UserError
+from worldline.vae.hunyuan import HunyuanVAE, HunyuanVAEConfig
+from worldline.vae.latents import Whitening
+
+Weights = Mapping[str, Tensor]
+
+CLASS = "AutoencoderKLHunyuanVideo"
+SCALING = 0.476986  # diffusers' default scaling_factor and Open-Sora's scale_factor: latents * SCALING are diffused
+BLOCK = {"norm1": "norm1", "conv1": "conv1.conv", "norm2": "norm2", "conv2": "conv2.conv",
+         "match": "conv_shortcut.conv"}  # fmt: skip
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+MIDDLE = {"before": ("resnets.0", BLOCK), "attention": ("attentions.0", ATTENTION), "after": ("resnets.1", BLOCK)}
+
+
+def load_hunyuan_vae(
+    path: str | Path, dtype: torch.dtype = torch.float32, groups: int = 32
+) -> tuple[HunyuanVAE, Whitening]:
+    """Read a diffusers folder, or Open-Sora's single safetensors file, in eval mode.
+
+    `groups`: of the norms, which a file without a config does not tell. Raises UserError for what does not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        values = layout.read_json(path / "config.json")
+        weights = read_weights(sorted(path.glob("*.safetensors")))
+        config, scaling = config_from_diffusers(values), values.get("scaling_factor", SCALING)
+    elif path.suffix == ".safetensors":
+        weights = read_weights([path])
+        config, scaling = config_from_weights(weights, groups), SCALING
+    else:
+        raise UserError(f"--vae {path}: not a safetensors file; pickles are never loaded, convert it once by hand")
+    return from_weights(config, weights, dtype), whitening(config.latent_channels, scaling)
+
+
+def whitening(channels: int, scaling: float = SCALING) -> Whitening:
+    """Latents times one factor, as this family has it."""
+    return Whitening(torch.zeros(channels), torch.full((channels,), 1.0 / scaling), torch.ones(channels))
+
+
+def from_weights(config: HunyuanVAEConfig, weights: Weights, dtype: torch.dtype = torch.float32) -> HunyuanVAE:
+    """An autoencoder with foreign `weights`; raises one UserError that lists all that does not fit."""
+    return load_renamed(partial(HunyuanVAE, config), key_map(config), weights, CLASS, dtype)
+
+
+def to_weights(vae: HunyuanVAE) -> dict[str, Tensor]:
+    """The weights under foreign names and in foreign shapes; inverse of `from_weights`."""
+    own = vae.state_dict()
+    return {theirs: own[ours] if own[ours].ndim != 2 or ".attentions." in theirs else own[ours][..., None, None, None]
+            for ours, theirs in key_map(vae.config).items()}  # fmt: skip
+
+
+def key_map(config: HunyuanVAEConfig) -> dict[str, str]:
+    """Our name of every weight -> theirs."""
+    with torch.device("meta"):
+        own = HunyuanVAE(config).state_dict()
+    modules = dict(_modules(config))
+    return {key: f"{modules[module]}.{leaf}" for key in own for module, leaf in [key.rsplit(".", 1)]}
+
+
+def _modules(config: HunyuanVAEConfig) -> Iterator[tuple[str, str]]:
+    """(our name, their name) of every module that holds weights."""
+    yield from (("encoder.posterior", "quant_conv"), ("decoder.latent", "post_quant_conv"))
+    for side, way in (("encoder", "down"), ("decoder", "up")):
+        yield from ((f"{side}.stem", f"{side}.conv_in.conv"), (f"{side}.head", f"{side}.conv_out.conv"))
+        yield f"{side}.norm", f"{side}.conv_norm_out"
+        for ours, (theirs, inner) in MIDDLE.items():
+            yield from ((f"{side}.middle.{ours}.{a}", f"{side}.mid_block.{theirs}.{b}") for a, b in inner.items())
+        for level in range(len(config.widths)):
+            here, there = f"{side}.levels.{level}", f"{side}.{way}_blocks.{level}"
+            yield f"{here}.resize", f"{there}.{way}samplers.0.conv.conv"
+            for index in range(config.blocks + (side == "decoder")):
+                yield from ((f"{here}.blocks.{index}.{a}", f"{there}.resnets.{index}.{b}") for a, b in BLOCK.items())
+
+
+# ---- configs -----------------------------------------------------------------------------------
+
+
+def config_from_diffusers(values: Mapping[str, Any]) -> HunyuanVAEConfig:
+    """From the config.json of AutoencoderKLHunyuanVideo, whose absent fields have that class's defaults."""
+    name = values.get("_class_name", CLASS)
+    if name != CLASS:
+        raise UserError(f"--vae: its config.json is of class {name}, not {CLASS}")
+    widths = values.get("block_out_channels", (128, 256, 512, 512))
+    needed = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "temporal_compression_ratio": 4,
+              "spatial_compression_ratio": 2 ** (len(widths) - 1), "mid_block_add_attention": True}  # fmt: skip
+    defaults = {**needed, "spatial_compression_ratio": 8}
+    for field, value in needed.items():
+        if values.get(field, defaults[field]) != value:
+            raise UserError(f"--vae: {field}={values.get(field, defaults[field])} is not supported, only {value}")
+    return HunyuanVAEConfig(
+        latent_channels=values.get("latent_channels", 16),
+        widths=widths,
+        blocks=values.get("layers_per_block", 2),
+        groups=values.get("norm_num_groups", 32),
+    )
+
+
+def config_to_diffusers(config: HunyuanVAEConfig, scaling: float = SCALING) -> dict[str, Any]:
+    """The config.json of AutoencoderKLHunyuanVideo; inverse of `config_from_diffusers`."""
+    return {
+        "_class_name": CLASS,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.widths),
+        "layers_per_block": config.blocks,
+        "norm_num_groups": config.groups,
+        "scaling_factor": scaling,
+        "spatial_compression_ratio": config.spatial,
+        "temporal_compression_ratio": config.temporal,
+    }
+
+
+def config_from_weights(weights: Weights, groups: int = 32) -> HunyuanVAEConfig:
+    """From the shapes of a file without a config; raises UserError where a key is missing."""
+    stem = "encoder.down_blocks.{}.resnets.{}.conv2.conv.weight"
+    widths = [weights[stem.format(i, 0)].shape[0] for i in range(16) if stem.format(i, 0) in weights]
+    if not widths or "post_quant_conv.weight" not in weights:
+        raise UserError(f"--vae: no keys of {CLASS}; is it the file of HunyuanVideo's autoencoder?")
+    blocks = sum(stem.format(0, j) in weights for j in range(16))
+    return HunyuanVAEConfig(weights["post_quant_conv.weight"].shape[0], tuple(widths), blocks, groups)
