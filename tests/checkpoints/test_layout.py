@@ -27,7 +27,7 @@ DAMAGE: dict[
     "index gone": ("model_index.json", "model_index.json", None),
     "index no JSON": ("model_index.json", "model_index.json", b"{"),
     "index a list": ("model_index.json", "model_index.json", b"[]"),
-    "foreign": ("WanPipeline", "model_index.json", b'{"_class_name": "WanPipeline"}'),
+    "foreign": ("FluxPipeline", "model_index.json", b'{"_class_name": "FluxPipeline"}'),
     "config gone": ("config.json", "vae/config.json", None),
     "config binary": ("config.json", "vae/config.json", b"\xff\xfe"),
     "weights gone": ("transformer", TRANSFORMER, None),

@@ -98,6 +98,6 @@ def test_tensors_go_both_ways_and_say_their_config() -> None:
     assert all(torch.equal(back[name], value) for name, value in net.state_dict().items())
     shapes = {name: tuple(value.shape) for name, value in theirs.items()}
     assert opensora.config_of_shapes(shapes, {"num_heads": 2, "axes_dim": [8, 6, 6]}) == TINY
+    less = {k: v for k, v in theirs.items() if k != "img_in.bias"}
     with pytest.raises(UserError, match=r"missing: img_in\.bias"):
-        less = {k: v for k, v in theirs.items() if k != "img_in.bias"}
         to_ours(opensora.table(TINY), less, net.state_dict(), "tiny")

@@ -168,11 +168,34 @@ def _outwards(ours: str, value: Tensor) -> Tensor:
 # ---- configs -----------------------------------------------------------------------------------
 
 
+FIELDS = (  # of AutoencoderKLWan's config, those included that change nothing here
+    "base_dim",
+    "decoder_base_dim",
+    "z_dim",
+    "dim_mult",
+    "num_res_blocks",
+    "attn_scales",
+    "temperal_downsample",
+    "dropout",
+    "latents_mean",
+    "latents_std",
+    "is_residual",
+    "in_channels",
+    "out_channels",
+    "patch_size",
+    "scale_factor_temporal",
+    "scale_factor_spatial",
+)
+
+
 def config_from_diffusers(values: Mapping[str, Any]) -> CausalVAEConfig:
     """From the config.json of AutoencoderKLWan, whose absent fields have that class's defaults."""
     name = values.get("_class_name", "AutoencoderKLWan")
     if name != "AutoencoderKLWan":
         raise UserError(f"--vae: its config.json is of class {name}, not AutoencoderKLWan")
+    unknown = [field for field in values if field not in FIELDS and not field.startswith("_")]
+    if unknown:
+        raise UserError(f"--vae: config.json has an unknown field '{unknown[0]}' for AutoencoderKLWan")
     if values.get("attn_scales"):
         raise UserError(f"--vae: attn_scales={values['attn_scales']} is not supported; no release has attention there")
     patch = values.get("patch_size") or 1
