@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.nn import convolution
-from worldline.nn.convolution import causal_conv, direct, doubled_conv2d, minimal_filtering, narrow, transforms
+from worldline.nn.convolution import (
+    causal_conv,
+    direct,
+    doubled_causal_conv,
+    doubled_conv2d,
+    minimal_filtering,
+    narrow,
+    transforms,
+)
 
 
 def case(channels: int, outputs: int, frames: int, height: int, width: int, past: bool) -> tuple[Any, ...]:
@@ -73,3 +81,13 @@ def test_doubling_then_convolving_needs_no_doubled_picture() -> None:
     doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(0, 1).permute(0, 3, 1, 2)
     expected = F.conv2d(doubled, weight, bias, padding=1).permute(0, 2, 3, 1).unflatten(0, (2, 3))
     torch.testing.assert_close(doubled_conv2d(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_doubling_time_as_well_needs_no_doubled_clip(frames: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, frames, 5, 4, 6), torch.randn(7, 6, 3, 3, 3), torch.randn(7)
+    doubled = torch.cat([x[:, :1], x[:, 1:].repeat_interleave(2, 1)], 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    inner = doubled[:, :, 1:-1, 1:-1]  # a border of one small pixel is two doubled ones; a kernel reaches one
+    expected = direct(inner, inner[:, :1].expand(-1, 2, -1, -1, -1), weight, bias, margin=0)
+    torch.testing.assert_close(doubled_causal_conv(x, weight, bias), expected, atol=2e-5, rtol=1e-5)

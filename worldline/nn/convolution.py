@@ -19,6 +19,8 @@ TILE = 4  # outputs per side of a tile
 BAND_BYTES = 2**21  # transformed pixels of one band of rows: what stays near a core
 LEAST_PIXELS = 512  # below these, transforming the weights takes longer than it saves
 LEAST_CHANNELS = 16
+# Which of three taps on doubled pixels fall on the same small one: (output over a pixel, small tap, tap).
+MERGE = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 # Where the polynomials are interpolated, besides infinity. Pairs of opposite sign and of product one give half the
 # rounding error of the usual 0, +-1, +-2 (Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of Winograd
 # Convolution").
@@ -74,16 +76,38 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padd
     return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
-def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Every pixel twice along both sides, then a 3x3 convolution with zeros around: -> (B, T, 2H, 2W, O).
+def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor, margin: int = 1) -> Tensor:
+    """Every pixel twice along both sides, then a 3x3 convolution: (B, T, H, W, C) -> (B, T, 2H, 2W, O).
 
     On doubled pixels a 3x3 kernel meets at most 2x2 different ones: each of the four outputs over one pixel is a 2x2
     convolution of the small picture, with 4 products where the large one takes 9 (Shi et al. 2016, section 3.2).
+    `margin` as in `causal_conv`, in small pixels.
     """
-    b, t, h, w, _ = x.shape
-    merge = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # (phase, small tap, tap)
+    merge = weight.new_tensor(MERGE)
     small = torch.einsum("pay,qbx,ocyx->pqocab", merge, merge, weight).flatten(0, 2)  # (4 O, C, 2, 2)
-    y = conv2d(F.pad(x, (0, 0, 1, 1, 1, 1)), small, bias.repeat(4)).unflatten(-1, (2, 2, -1))  # (B, T, h+1, w+1, ...)
+    around = F.pad(x, (0, 0, margin, margin, margin, margin)) if margin else x
+    return _woven(conv2d(around, small, bias.repeat(4)).unflatten(-1, (2, 2, -1)))
+
+
+def doubled_causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Every pixel twice along both sides and every frame but the first twice, then a causal 3x3x3 convolution.
+
+    `x` (B, T, H + 2, W + 2, C) brings its border; the first frame stands before itself. -> (B, 2T - 1, 2H, 2W, O).
+    As `doubled_conv2d`, but with 8 products where the large convolution takes 27.
+    """
+    first = doubled_conv2d(x[:, :1], weight.sum(dim=2), bias, margin=0)
+    if x.shape[1] == 1:
+        return first
+    merge = weight.new_tensor(MERGE)  # a frame's first copy sees the copies before it, its second mostly itself
+    small = torch.einsum("rat,pby,qcx,oityx->rpqoiabc", merge.flip(0), merge, merge, weight).flatten(0, 3)
+    y = F.conv3d(x.permute(0, 4, 1, 2, 3), small, bias.repeat(8)).permute(0, 2, 3, 4, 1)
+    copies = [_woven(copy) for copy in y.unflatten(-1, (2, 2, 2, -1)).unbind(4)]
+    return torch.cat([first, torch.stack(copies, dim=2).flatten(1, 2)], dim=1)
+
+
+def _woven(y: Tensor) -> Tensor:
+    """The four outputs over each pixel, side by side: (B, T, H + 1, W + 1, 2, 2, O) -> (B, T, 2H, 2W, O)."""
+    b, t, h, w = y.shape[0], y.shape[1], y.shape[2] - 1, y.shape[3] - 1
     rows = [torch.stack([y[:, :, p : p + h, q : q + w, p, q] for q in (0, 1)], dim=4) for p in (0, 1)]
     return torch.stack(rows, dim=3).reshape(b, t, 2 * h, 2 * w, -1)
 

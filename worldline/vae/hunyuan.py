@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from worldline.errors import UserError
 from worldline.nn.attention import Segments, attention
-from worldline.nn.convolution import causal_conv
+from worldline.nn.convolution import causal_conv, doubled_causal_conv
 from worldline.vae.codec import History, Posterior, VideoCodec
 
 EPS = 1e-6
@@ -100,7 +100,7 @@ class Enlarge(EdgeConv):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.time == 2:
-            x = torch.cat([x[:, :1], x[:, 1:].repeat_interleave(2, dim=1)], dim=1)
+            return doubled_causal_conv(bordered(x), self.weight, self.bias)
         return super().forward(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
 
 
