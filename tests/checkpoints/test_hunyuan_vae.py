@@ -124,6 +124,19 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
         load_hunyuan_vae(tmp_path / "pytorch_model.pt")
 
 
+def test_the_norm_keeps_its_digits_on_long_clips() -> None:
+    """Values of mean 1 and deviation 0.3, as biases make them."""
+    torch.manual_seed(0)
+    x, norm = torch.randn(1, 9, 48, 48, 16) * 0.3 + torch.linspace(0.5, 1.5, 16), hunyuan.ClipNorm(4, 16, 1e-6)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_()
+        inward = x.movedim(-1, 1).double()
+        exact = torch.nn.functional.group_norm(inward, 4, norm.weight.double(), norm.bias.double(), 1e-6)
+        assert error(norm(x).double(), exact.movedim(1, -1)) < 1e-6
+        assert error(norm(x.bfloat16()).double(), exact.movedim(1, -1)) < 2e-2
+
+
 # ---- streams: one chunk --------------------------------------------------------------------------
 
 

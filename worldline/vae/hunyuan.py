@@ -59,7 +59,22 @@ class ClipNorm(nn.GroupNorm):
     """Group norm over the whole clip, channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            return self._two_pass(x)
         return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+
+    def _two_pass(self, x: Tensor) -> Tensor:
+        """Variance from deviations: the kernel's own takes E[x^2] - E[x]^2, which loses 3e-5 on 65 thousand values
+        of mean 1 and more on longer clips."""
+        flat = x.flatten(1, 3)  # (B, T*H*W, C)
+        mean = flat.mean(dim=1, keepdim=True)
+        deviation = flat - mean
+        per_channel = deviation.square().mean(dim=1, keepdim=True)
+        grouped = mean.unflatten(-1, (self.num_groups, -1))  # (B, 1, groups, C / groups)
+        apart = grouped - grouped.mean(dim=-1, keepdim=True)  # of a channel's mean from its group's
+        variance = (per_channel.view_as(apart) + apart.square()).mean(dim=-1, keepdim=True)
+        scale = (variance + self.eps).rsqrt().expand_as(apart).flatten(2) * self.weight
+        return torch.addcmul(self.bias + apart.flatten(2) * scale, deviation, scale).view_as(x)
 
     def silu(self, x: Tensor) -> Tensor:
         """SiLU of the normalised values."""
