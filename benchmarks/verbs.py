@@ -12,6 +12,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from worldline.eval.verbs import TRIALS, sample_cases
 from worldline.generate import edit
 from worldline.generate.pipeline import load
@@ -43,7 +45,8 @@ def main() -> None:
     print(f"{'generate':12} {plain:.2f} s for {pipeline.defaults.frames} frames")
     for verb, trial in trials.items():
         ratio = statistics.median(a / b for a, b in zip(seconds[verb], seconds["generate"], strict=True))
-        print(f"{verb:12} {ratio:.2f} x generate, {int((~trial.known).any((1, 2)).sum())} frames painted")
+        painted = ~np.broadcast_to(trial.known, trial.truth.shape[:3])
+        print(f"{verb:12} {ratio:.2f} x generate, {int(painted.any((1, 2)).sum())} frames painted")
 
 
 if __name__ == "__main__":
