@@ -115,6 +115,12 @@ def test_excerpts_are_of_every_kind_and_lie_within_their_clips():
     assert min(excerpt.total for excerpt in excerpts) < 8
 
 
+def test_excerpts_of_pushed_things_are_neighbours_and_often_the_beginning():
+    excerpts = [excerpt_at(dataclasses.replace(LONG, pushed=True), i) for i in range(300)]
+    assert all(set(np.diff(excerpt.times).tolist()) == {1} for excerpt in excerpts)
+    assert 80 < sum(excerpt.times[0] == 0 for excerpt in excerpts) < 200
+
+
 def test_a_latent_of_an_excerpt_is_that_of_its_clip(tmp_path):
     torch.manual_seed(0)
     vae = VideoVAE(MICRO).eval().requires_grad_(False)

@@ -98,6 +98,8 @@ def excerpt_at(plan: ClipsPlan, index: int) -> Excerpt:
         start = int(rng.integers(plan.groups - near, last - near + 2))
         far = np.sort(rng.choice(start, plan.groups - near, replace=False))
         times = np.concatenate([far, np.arange(start, start + near)])
+    elif plan.pushed and rng.random() < BEGINNINGS:
+        times = np.arange(plan.groups)
     else:
         widest = last // most if kind == "stretch" else 1
         gap = round(math.exp(rng.uniform(0, math.log(widest))))
@@ -105,6 +107,7 @@ def excerpt_at(plan: ClipsPlan, index: int) -> Excerpt:
     return Excerpt(last + 1, tuple(times.tolist()))
 
 
+BEGINNINGS = 0.35  # share of excerpts of pushed things that begin with their clip, as every rollout does
 EXCERPTS = {"whole": 0.4, "stretch": 0.25, "neighbours": 0.2, "far": 0.15}  # how often each kind is drawn
 
 
