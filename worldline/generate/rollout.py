@@ -38,8 +38,10 @@ def rollout(
     request = pipeline.request(prompt, **{"guidance_scale": 1.0, **given, "frames": len(inputs) + 1})
     if image is None:
         image = pipeline.run(pipeline.request(prompt, **{**given, "frames": 1})).frames[0]
-    # Window after window: no key frame can be drawn ahead of what leads to it.
-    frames = np.stack(list(pipeline.stretch(request, image, "sliding", settings.get("progress"), inputs=inputs)))
+    # Window after window unless another plan is asked for: no key frame can be drawn ahead of what leads to it.
+    how = settings.get("long") or "auto"
+    how = "sliding" if how == "auto" else how
+    frames = np.stack(list(pipeline.stretch(request, image, how, settings.get("progress"), inputs=inputs)))
     said = ",".join(f"{name}:{seconds:g}" for name, seconds in pushes)
     return Result([frames], request.fps, pipeline.record(request, verb="rollout", pushes=said), dict(pipeline.timings))
 
