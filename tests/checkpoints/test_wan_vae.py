@@ -227,6 +227,9 @@ def test_weights_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
     found = r"missing: decoder\.conv_in\.bias; unexpected: surplus; mis-shaped: quant_conv\.bias"
     with pytest.raises(UserError, match=found):
         from_weights(vae.config, weights, "diffusers", torch.float32)
+    turned = {**to_weights(vae), "decoder.conv_in.weight": to_weights(vae)["decoder.conv_in.weight"].transpose(0, 1)}
+    with pytest.raises(UserError, match=r"mis-shaped: decoder\.conv_in\.weight"):  # as many values are not enough
+        from_weights(vae.config, turned, "diffusers", torch.float32)
     with pytest.raises(UserError, match="no key"):
         config_from_native({"weight": torch.zeros(1)})
     with pytest.raises(UserError, match="4 latent channels"):
@@ -332,5 +335,5 @@ def test_a_pitfall_breaks_parity(  # type: ignore[no-untyped-def]
 def test_the_map_names_every_weight_once() -> None:
     for config in (WAN_2_1, WAN_2_2):
         for kind in ("diffusers", "native"):
-            names = wan_vae.key_map(config, kind)  # type: ignore[arg-type]
-            assert len(set(names.values())) == len(names)
+            table = wan_vae.table(config, kind)  # type: ignore[arg-type]
+            assert len({entry.theirs for entry in table}) == len(table)

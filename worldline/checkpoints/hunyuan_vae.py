@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import read_weights
-from worldline.checkpoints.foreign import load_renamed
+from worldline.checkpoints.keymap import Entry, loaded, same, then, to_theirs
 from worldline.errors import UserError
 from worldline.vae.hunyuan import HunyuanVAE, HunyuanVAEConfig
 from worldline.vae.latents import Whitening
@@ -57,22 +57,34 @@ def whitening(channels: int, scaling: float = SCALING) -> Whitening:
 
 def from_weights(config: HunyuanVAEConfig, weights: Weights, dtype: torch.dtype = torch.float32) -> HunyuanVAE:
     """An autoencoder with foreign `weights`; raises one UserError that lists all that does not fit."""
-    return load_renamed(partial(HunyuanVAE, config), key_map(config), weights, CLASS, dtype)
+    return loaded(partial(HunyuanVAE, config), table(config), weights, "vae", dtype=dtype)
 
 
 def to_weights(vae: HunyuanVAE) -> dict[str, Tensor]:
     """The weights under foreign names and in foreign shapes; inverse of `from_weights`."""
-    own = vae.state_dict()
-    return {theirs: own[ours] if own[ours].ndim != 2 or ".attentions." in theirs else own[ours][..., None, None, None]
-            for ours, theirs in key_map(vae.config).items()}  # fmt: skip
+    return to_theirs(table(vae.config), vae.state_dict())
 
 
-def key_map(config: HunyuanVAEConfig) -> dict[str, str]:
-    """Our name of every weight -> theirs."""
+def table(config: HunyuanVAEConfig) -> list[Entry]:
+    """Every weight, ours and theirs; their kernels of one place are matrices here."""
     with torch.device("meta"):
         own = HunyuanVAE(config).state_dict()
     modules = dict(_modules(config))
-    return {key: f"{modules[module]}.{leaf}" for key in own for module, leaf in [key.rsplit(".", 1)]}
+    entries = []
+    for key, value in own.items():
+        module, leaf = key.rsplit(".", 1)
+        entry = same(key, f"{modules[module]}.{leaf}")
+        is_kernel = value.ndim == 2 and ".attentions." not in entry.theirs[0]
+        entries.append(then(entry, _matrix, _kernel) if is_kernel else entry)
+    return entries
+
+
+def _matrix(value: Tensor) -> Tensor:
+    return value.flatten(1)
+
+
+def _kernel(value: Tensor) -> Tensor:
+    return value[..., None, None, None]
 
 
 def _modules(config: HunyuanVAEConfig) -> Iterator[tuple[str, str]]:

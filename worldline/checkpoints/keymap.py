@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldline.checkpoints.folder import listed
 from worldline.errors import UserError
 
 Pack = Callable[[Sequence[Tensor]], Tensor]
 Unpack = Callable[[Tensor], Sequence[Tensor]]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,25 @@ def to_ours(
         told = "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names)
         raise UserError(f"--model {place} does not fit its config: {told}; copy the model again")
     return {entry.ours: entry.pack([weights[name] for name in entry.theirs]) for entry in table}
+
+
+def loaded(
+    build: Callable[[], Module],
+    table: Iterable[Entry],
+    weights: Mapping[str, Tensor],
+    place: str,
+    ignored: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+) -> Module:
+    """The module that `build` makes, frozen and in eval mode, with their weights in `dtype`, or as they are stored.
+
+    Raises UserError as `to_ours`.
+    """
+    with torch.device("meta"):  # its own weights would only be thrown away
+        module = build()
+    ours = to_ours(table, weights, module.state_dict(), place, ignored)
+    module.load_state_dict({name: value.to(dtype or value.dtype) for name, value in ours.items()}, assign=True)
+    return module.eval().requires_grad_(False)
 
 
 def to_theirs(table: Iterable[Entry], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import Parts, SchedulerConfig, read_weights
-from worldline.checkpoints.keymap import Entry, each, linear, same, stacked, then, to_ours
+from worldline.checkpoints.keymap import Entry, each, linear, loaded, same, stacked, then
 from worldline.checkpoints.wan_vae import load_wan_vae
 from worldline.dit.config import DiTConfig
 from worldline.dit.model import DiT
@@ -231,15 +232,13 @@ def load(folder: Path) -> Parts:
     """
     place = folder / "transformer"
     config = config_of(layout.read_json(place / "config.json"), str(place))
-    with torch.device("meta"):
-        dit = DiT(config)
     weights = read_weights(layout.weight_files(folder, "transformer"))
-    dit.load_state_dict(to_ours(table(config), weights, dit.state_dict(), str(place), UNUSED), assign=True)
+    dit = loaded(partial(DiT, config), table(config), weights, str(place), UNUSED)
     vae, whitening = load_wan_vae(folder / "vae")
     text = HFText(str(folder), max_tokens=TEXT_ROWS, subfolder="text_encoder", padding="zeros", clean=True)
     about = layout.read_json(folder / "scheduler" / "scheduler_config.json")
     scheduler = SchedulerConfig(shift=float(about.get("flow_shift") or 1.0), spacing="authors")
-    return Parts(vae, dit.eval().requires_grad_(False), text, whitening, scheduler, layout.defaults(folder))
+    return Parts(vae, dit, text, whitening, scheduler, layout.defaults(folder))
 
 
 TEXT_ROWS = 512  # states and zeros that a prompt is padded to

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import read_weights
-from worldline.checkpoints.foreign import load_renamed
+from worldline.checkpoints.keymap import Entry, loaded, same, then, to_theirs
 from worldline.errors import UserError
 from worldline.vae.causal import CausalVAE, CausalVAEConfig
 from worldline.vae.latents import Whitening
@@ -85,26 +85,25 @@ def load_wan_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
 
 def from_weights(config: CausalVAEConfig, weights: Weights, kind: Layout, dtype: torch.dtype) -> CausalVAE:
     """An autoencoder with foreign `weights`; raises one UserError that lists all that does not fit."""
-    build = partial(CausalVAE, config)
-    return load_renamed(build, key_map(config, kind), weights, "AutoencoderKLWan", dtype, _inwards)
+    return loaded(partial(CausalVAE, config), table(config, kind), weights, "vae", dtype=dtype)
 
 
 def to_weights(vae: CausalVAE, kind: Layout = "diffusers") -> dict[str, Tensor]:
     """The weights under foreign names and in foreign shapes; inverse of `from_weights`."""
-    own = vae.state_dict()
-    return {theirs: _outwards(ours, own[ours]).contiguous() for ours, theirs in key_map(vae.config, kind).items()}
+    return to_theirs(table(vae.config, kind), vae.state_dict())
 
 
-def key_map(config: CausalVAEConfig, kind: Layout) -> dict[str, str]:
-    """Our name of every weight -> theirs."""
+def table(config: CausalVAEConfig, kind: Layout) -> list[Entry]:
+    """Every weight, ours and theirs."""
     with torch.device("meta"):
         own = CausalVAE(config).state_dict()
     modules = dict(_modules(config, kind))
-    names = {}
-    for key in own:
+    entries = []
+    for key, value in own.items():
         module, leaf = key.rsplit(".", 1)
-        names[key] = f"{modules[module]}.{'gamma' if leaf == 'gain' else leaf}"
-    return names
+        entry = same(key, f"{modules[module]}.{'gamma' if leaf == 'gain' else leaf}")
+        entries.append(then(entry, partial(_inwards, key, value.shape), partial(_outwards, key)))
+    return entries
 
 
 def _modules(config: CausalVAEConfig, kind: Layout) -> Iterator[tuple[str, str]]:
@@ -150,7 +149,7 @@ def _place(side: str, level: int, index: int, count: int, nested: bool, kind: La
 # Kernels of one place are matrices here; those over three frames have their taps side by side, earliest first.
 
 
-def _inwards(ours: str, value: Tensor, shape: torch.Size) -> Tensor:
+def _inwards(ours: str, shape: torch.Size, value: Tensor) -> Tensor:
     if ours.endswith("time.weight"):
         value = value.flatten(2).transpose(1, 2)  # (O, C, 3, 1, 1) -> (O, 3, C)
     return value.reshape(shape)
