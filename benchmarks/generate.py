@@ -26,6 +26,7 @@ import torch
 from worldline.checkpoints.folder import Parts, save_pretrained
 from worldline.checkpoints.layout import SHIPPED
 from worldline.dit.model import TINY, DiT, DiTConfig
+from worldline.dit.told import Told
 from worldline.generate.pipeline import Pipeline, load
 from worldline.nn.attention import Segments, attention
 from worldline.text import WordConfig, WordTransformer
@@ -121,12 +122,12 @@ def roofline(pipeline: Pipeline, tokens: int, words: int, runs: int) -> tuple[fl
     cu_text = torch.tensor([0, words, m])
     coords = torch.zeros(n, 3, dtype=torch.long)
     x = torch.randn(n, config.token_width)
-    text = torch.randn(m, config.text_width, dtype=dtype)
+    told = Told(torch.randn(m, config.text_width, dtype=dtype), cu_text)
     known, mask = torch.zeros(n, config.token_width, dtype=dtype), torch.zeros(n, config.cells, dtype=dtype)
     products = bare_products(config, n, m, cu, cu_text, dtype)
 
     def forward() -> None:
-        dit(x, coords, cu, torch.full((n,), 0.5), text, cu_text, known, mask)
+        dit(x, coords, cu, torch.full((n,), 0.5), told, known, mask)
 
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from worldline.dit.conditions import first_frame, place_known
 from worldline.dit.model import PRESETS, TINY, DiT, DiTConfig
 from worldline.dit.patchify import pack
+from worldline.dit.told import Told
 from worldline.errors import UserError
 
 CONFIG = DiTConfig(
@@ -28,7 +29,7 @@ def awake(config: DiTConfig = CONFIG, dtype: torch.dtype = torch.float32) -> DiT
     return model.to(dtype)
 
 
-def inputs(sizes: list[tuple[int, int, int]], texts: list[int]) -> dict[str, Tensor]:
+def inputs(sizes: list[tuple[int, int, int]], texts: list[int]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
     packed = pack([torch.randn(4, *size, generator=generator) for size in sizes], CONFIG.patch)
     lengths = packed.cu_seqlens.diff()
@@ -37,20 +38,18 @@ def inputs(sizes: list[tuple[int, int, int]], texts: list[int]) -> dict[str, Ten
         "coords": packed.coords,
         "cu_seqlens": packed.cu_seqlens,
         "timestep": torch.rand(len(sizes), generator=generator).repeat_interleave(lengths),
-        "text": torch.randn(sum(texts), 12, generator=generator),
-        "cu_text": torch.tensor([0, *texts]).cumsum(0),
+        "text": Told(torch.randn(sum(texts), 12, generator=generator), torch.tensor([0, *texts]).cumsum(0)),
         "known": torch.zeros_like(packed.tokens),
         "mask": torch.zeros(len(packed.tokens), 4),
     }
 
 
-def sample(batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
-    (a, b), (c, d) = batch["cu_seqlens"][i : i + 2].tolist(), batch["cu_text"][i : i + 2].tolist()
+def sample(batch: dict[str, Any], i: int) -> dict[str, Any]:
+    (a, b), (c, d) = batch["cu_seqlens"][i : i + 2].tolist(), batch["text"].cu_text[i : i + 2].tolist()
     part = {name: batch[name][a:b] for name in ("tokens", "coords", "timestep", "known", "mask")}
     return part | {
-        "text": batch["text"][c:d],
+        "text": Told(batch["text"].text[c:d], torch.tensor([0, d - c])),
         "cu_seqlens": torch.tensor([0, b - a]),
-        "cu_text": torch.tensor([0, d - c]),
     }
 
 
@@ -59,7 +58,7 @@ EQUAL = inputs([(2, 4, 4)] * 3, [3, 1, 5])
 
 
 @pytest.mark.parametrize("batch", [RAGGED, EQUAL], ids=["ragged", "equal"])
-def test_packed_equals_separate(batch: dict[str, Tensor]) -> None:
+def test_packed_equals_separate(batch: dict[str, Any]) -> None:
     model = awake()
     whole = model(**batch)
     separate = torch.cat([model(**sample(batch, i)) for i in range(len(batch["cu_seqlens"]) - 1)])
@@ -83,14 +82,16 @@ def test_gradients_of_packed_equal_the_sum_of_separate() -> None:
 def test_every_input_matters(name: str) -> None:
     model, batch = awake(), dict(EQUAL)
     before = model(**batch)
-    batch[name] = 1 - batch[name] if name != "coords" else batch[name].flip(0)
+    changes = {"coords": lambda coords: coords.flip(0), "text": lambda told: told._replace(text=1 - told.text)}
+    batch[name] = changes.get(name, lambda values: 1 - values)(batch[name])
     assert (model(**batch) - before).abs().max() > 1e-3
 
 
 def test_word_order_of_text_is_the_encoders_business() -> None:
     """Cross-attention itself is blind to order: what tells left from right comes in the states."""
     model, part = awake(), sample(EQUAL, 2)
-    torch.testing.assert_close(model(**part), model(**part | {"text": part["text"].flip(0)}), atol=1e-5, rtol=1e-5)
+    turned = part["text"]._replace(text=part["text"].text.flip(0))
+    torch.testing.assert_close(model(**part), model(**part | {"text": turned}), atol=1e-5, rtol=1e-5)
 
 
 def test_known_and_mask_default_to_nothing_known() -> None:

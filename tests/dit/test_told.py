@@ -42,7 +42,7 @@ def test_what_was_read_once_serves_every_step(micro_parts) -> None:  # type: ign
     text, cu, cu_text = torch.randn(5, 16), torch.tensor([0, 3, 8]), torch.tensor([0, 2, 5])
     time = torch.rand(8)
     reading = dit.read(Told(text, cu_text))
-    assert torch.equal(dit(tokens, coords, cu, time, reading), dit(tokens, coords, cu, time, text, cu_text))
+    assert torch.equal(dit(tokens, coords, cu, time, reading), dit(tokens, coords, cu, time, Told(text, cu_text)))
     alone = dit.read(Told(text, cu_text).first(1))
     torch.testing.assert_close(
         dit(tokens[:3], coords[:3], cu[:2], time[:3], alone), dit(tokens, coords, cu, time, reading)[:3]

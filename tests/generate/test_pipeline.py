@@ -18,6 +18,7 @@ from worldline.cli import main
 from worldline.diffusion.samplers import euler
 from worldline.diffusion.timesteps import schedule
 from worldline.dit.patchify import pack, unpack
+from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate import pipeline as pipeline_module
 from worldline.generate.canvas import fitted, timeline
@@ -93,7 +94,7 @@ def test_guidance_is_the_textbook_equation(pipeline: Pipeline, interval: tuple[f
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         v, u = (
-            pipeline.dit(x, packed.coords, packed.cu_seqlens, t.expand(len(x)), text.states, text.cu_seqlens)
+            pipeline.dit(x, packed.coords, packed.cu_seqlens, t.expand(len(x)), Told(text.states, text.cu_seqlens))
             for text in (cond, uncond)
         )
         return u + 3.0 * (v - u) if t <= interval[1] else v

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +37,9 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 Config = TypeVar("Config")
 
 
+Spacing = Literal["even", "authors", "diffusers"]
+
+
 @dataclass(frozen=True)
 class SchedulerConfig:
     """How the model was noised, hence how it is sampled: rectified flow whose timesteps are moved by `shift`.
@@ -47,14 +50,18 @@ class SchedulerConfig:
     prediction_type: str = "velocity"
     shift: float = 3.0
     base_tokens: int = 0
-    spacing: str = "even"  # of the times; "authors" or "diffusers": Wan's, in whole timesteps (see `wan_schedule`)
+    spacing: Spacing = "even"  # of the times; "authors" or "diffusers": Wan's, in whole timesteps (see `wan_schedule`)
+
+    def __post_init__(self) -> None:
+        if self.spacing not in get_args(Spacing):
+            raise UserError(f"spacing={self.spacing!r}: one of {', '.join(get_args(Spacing))}")
 
     def times(self, steps: int, tokens: int) -> tuple[Tensor, Tensor | None]:
         """Sigmas (steps + 1,) of a video of `tokens` tokens, and the whole timesteps (steps,) of 1000 that the model
         was taught instead of them, if it was."""
         if self.spacing == "even":
             return schedule(steps, self.shift_at(tokens)), None
-        return wan_schedule(steps, self.shift, "diffusers" if self.spacing == "diffusers" else "authors")
+        return wan_schedule(steps, self.shift, self.spacing)
 
     def shift_at(self, tokens: int) -> float:
         """Shift of the timesteps of a video of `tokens` tokens."""

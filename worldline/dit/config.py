@@ -9,19 +9,64 @@ from worldline.errors import UserError
 
 
 @dataclass(frozen=True)
-class DiTConfig:
-    """Everything that fixes a DiT's shape.
+class TransformerConfig:
+    """What every transformer on packed tokens has.
 
     Attributes:
         in_channels: channels of the latents.
         patch: latent cells of a token along (t, h, w).
-        width, depth, heads: of the transformer; the head dimension is width / heads.
+        width, heads: of the transformer; the head dimension is width / heads.
         text_width: width of the text states.
-        mlp_ratio: hidden width of the MLP / width.
-        mlp_gelu: "none" (exact) or "tanh".
-        bias: whether the blocks' matrices carry biases; the modulation's shifts do most of their work.
+        mlp_ratio: hidden width of the MLPs / width.
         rope_axes: channels of a head for (t, h, w); must sum to the head dimension.
         rope_theta: base of the rotary frequencies.
+        masks: whether known latents and their mask are read beside the noisy ones; else sampling holds what is known
+            by replacement.
+    """
+
+    in_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    width: int = 256
+    heads: int = 4
+    text_width: int = 256
+    mlp_ratio: float = 4.0
+    rope_axes: tuple[int, int, int] = (16, 24, 24)
+    rope_theta: float = 100.0
+    masks: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "rope_axes"):  # a config read from JSON brings lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        whole = sum(self.rope_axes)
+        if self.width % self.heads:
+            raise UserError(f"heads={self.heads} does not divide width={self.width}; try {self.width // whole}")
+        if whole != self.head_dim:
+            raise UserError(f"rope_axes={self.rope_axes} must sum to width / heads = {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.width // self.heads
+
+    @property
+    def cells(self) -> int:
+        """P: latent cells of a token."""
+        return math.prod(self.patch)
+
+    @property
+    def token_width(self) -> int:
+        """D: values of a token."""
+        return self.in_channels * self.cells
+
+
+@dataclass(frozen=True)
+class DiTConfig(TransformerConfig):
+    """Everything that fixes a DiT's shape, beside what every transformer has.
+
+    Attributes:
+        depth: blocks.
+        mlp_gelu: "none" (exact) or "tanh".
+        bias: whether the blocks' matrices carry biases; the modulation's shifts do most of their work.
         rope_stretch: positions along (t, h, w) are divided by it: above 1 a longer or larger video stays among the
             positions that were trained (position interpolation, Chen et al. 2023).
         rotary: whether queries and keys are rotated by their positions.
@@ -40,22 +85,12 @@ class DiTConfig:
         gate_init: opening of the residual gates before training.
         factorised: attention in turn inside a frame and, causally, over the frames at one place; else all to all.
         actions: values of the inputs that drive a world over one latent frame; 0 where the model knows none.
-        masks: whether known latents and their mask are read beside the noisy ones; else sampling holds what is known
-            by replacement.
         mask_values: values of the mask per latent cell: 1, or one for each frame that it holds.
     """
 
-    in_channels: int = 16
-    patch: tuple[int, int, int] = (1, 2, 2)
-    width: int = 256
     depth: int = 6
-    heads: int = 4
-    text_width: int = 256
-    mlp_ratio: float = 4.0
     mlp_gelu: str = "none"
     bias: bool = False
-    rope_axes: tuple[int, int, int] = (16, 24, 24)
-    rope_theta: float = 100.0
     rope_stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rotary: bool = True
     sinusoidal: bool = False
@@ -71,35 +106,15 @@ class DiTConfig:
     gate_init: float = 0.3
     factorised: bool = False
     actions: int = 0
-    masks: bool = True
     mask_values: int = 1
 
     def __post_init__(self) -> None:
-        # A config read from JSON brings lists.
-        for name in ("patch", "rope_axes", "rope_stretch", "learned_positions"):
+        super().__post_init__()
+        for name in ("rope_stretch", "learned_positions"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, allowed in (("norm", ("rms", "layer")), ("qk_norm", ("head", "width"))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
-        if self.width % self.heads:
-            raise UserError(f"heads={self.heads} does not divide width={self.width}; try {self.width // 64}")
-        if sum(self.rope_axes) != self.head_dim:
-            raise UserError(f"rope_axes={self.rope_axes} must sum to width / heads = {self.head_dim}")
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head."""
-        return self.width // self.heads
-
-    @property
-    def cells(self) -> int:
-        """P: latent cells of a token."""
-        return math.prod(self.patch)
-
-    @property
-    def token_width(self) -> int:
-        """D: values of a token."""
-        return self.in_channels * self.cells
 
     @property
     def token_inputs(self) -> int:

@@ -6,7 +6,6 @@ in Flux and HunyuanVideo, Kong et al. 2024). Open-Sora 2.0 is a configuration of
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldline.dit.config import TransformerConfig
 from worldline.dit.told import Told
-from worldline.errors import UserError
 from worldline.nn.attention import Segments, attention
 from worldline.nn.layers import (
     MLP,
+    Embedder,
     RowIndex,
     TimestepEmbedding,
     add_gated,
@@ -30,59 +30,24 @@ from worldline.nn.rope import Rope, rope_tables, rotate
 
 
 @dataclass(frozen=True)
-class MMDiTConfig:
-    """Everything that fixes an MMDiT's shape.
+class MMDiTConfig(TransformerConfig):
+    """Everything that fixes an MMDiT's shape, beside what every transformer has.
 
     Attributes:
-        in_channels: channels of the latents.
-        patch: latent cells of a token along (t, h, w).
-        width, heads: of the transformer.
         depth, single_depth: double-stream blocks, and single-stream ones after them.
-        text_width: width of the text states.
         vector_width: width of the pooled text that shifts and scales every block.
-        mlp_ratio: hidden width of the MLPs / width.
-        rope_axes: channels of a head for (t, h, w); must sum to the head dimension.
-        rope_theta: base of the rotary frequencies.
-        masks: whether known latents and their mask are added to the tokens.
         guidance: whether the scale of guidance is an input, as of a model that was distilled from guided answers.
     """
 
-    in_channels: int = 16
-    patch: tuple[int, int, int] = (1, 2, 2)
     width: int = 3072
     heads: int = 24
     depth: int = 19
     single_depth: int = 38
     text_width: int = 4096
     vector_width: int = 768
-    mlp_ratio: float = 4.0
     rope_axes: tuple[int, int, int] = (16, 56, 56)
     rope_theta: float = 10_000.0
-    masks: bool = True
     guidance: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("patch", "rope_axes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.width % self.heads:
-            raise UserError(f"heads={self.heads} does not divide width={self.width}; try {self.width // 128}")
-        if sum(self.rope_axes) != self.head_dim:
-            raise UserError(f"rope_axes={self.rope_axes} must sum to width / heads = {self.head_dim}")
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head."""
-        return self.width // self.heads
-
-    @property
-    def cells(self) -> int:
-        """P: latent cells of a token."""
-        return math.prod(self.patch)
-
-    @property
-    def token_width(self) -> int:
-        """D: values of a token."""
-        return self.in_channels * self.cells
 
 
 class Joint:
@@ -185,18 +150,6 @@ class SingleBlock(nn.Module):
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return modulate(layer_normalise(x), shift, scale + 1)
-
-
-class Embedder(nn.Module):
-    """A vector through two layers. (B, features) -> (B, width)."""
-
-    def __init__(self, features: int, width: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(features, width)
-        self.down = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.up(x)))  # type: ignore[no-any-return]
 
 
 class Heard(NamedTuple):

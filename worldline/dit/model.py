@@ -84,8 +84,7 @@ class DiT(nn.Module):
         coords: Tensor,
         cu_seqlens: Tensor,
         timestep: Tensor,
-        text: Tensor | Reading,
-        cu_text: Tensor | None = None,
+        text: Told | Reading,
         known: Tensor | None = None,
         mask: Tensor | None = None,
         trace: list[Tensor] | None = None,
@@ -98,8 +97,7 @@ class DiT(nn.Module):
             coords: (N, 3) integer (t, h, w).
             cu_seqlens: (B+1,) cumulative numbers of tokens.
             timestep: (N,) float32 in [0, 1], 1 = pure noise; wholly known tokens have 0.
-            text: (M, text_width) states of all prompts, or what `read` made of them once for all steps.
-            cu_text: (B+1,) cumulative numbers of text tokens; not needed beside a `Reading`.
+            text: states of all prompts, or what `read` made of them once for all steps.
             known: (N, D) known tokens, zero where unknown; None means nothing is known. Not read without `masks`.
             mask: (N, P), 1 = known; None means nothing is known.
             trace: receives the states (N, width) after every block.
@@ -118,7 +116,7 @@ class DiT(nn.Module):
             rows=RowIndex(index, len(unique), dtype),
             rope=rope_tables(places * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
             segments=Segments(cu_seqlens),
-            reading=text if isinstance(text, Reading) else self.read(_told(text, cu_text)),
+            reading=text if isinstance(text, Reading) else self.read(text),
         )
         time = self.time(unique)  # (U, width)
         modulation = self.modulation(F.silu(time))  # (U, 6 * width)
@@ -190,9 +188,3 @@ class DiT(nn.Module):
         block = per_token * tokens + per_text * text + scores
         ends = tokens * c.width * (c.token_inputs + c.token_width) + text * c.text_width * c.width
         return 2 * (c.depth * block + ends)
-
-
-def _told(text: Tensor, cu_text: Tensor | None) -> Told:
-    if cu_text is None:
-        raise ValueError("cu_text is needed beside the states of prompts")
-    return Told(text, cu_text)

@@ -122,18 +122,26 @@ def sinusoids(timestep: Tensor, width: int, max_period: float = 10_000.0) -> Ten
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TimestepEmbedding(nn.Module):
-    """Sinusoids -> two-layer MLP. (U,) float -> (U, width) in the weights' type."""
+class Embedder(nn.Module):
+    """A vector through two layers. (B, features) -> (B, width)."""
 
-    def __init__(self, width: int, features: int = 256) -> None:
+    def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        self.features = features
         self.up = nn.Linear(features, width)
         self.down = nn.Linear(width, width)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.up(x)))  # type: ignore[no-any-return]
+
+
+class TimestepEmbedding(Embedder):
+    """Sinusoids through two layers. (U,) float -> (U, width) in the weights' type."""
+
+    def __init__(self, width: int, features: int = 256) -> None:
+        super().__init__(features, width)
+
     def forward(self, timestep: Tensor) -> Tensor:
-        features = sinusoids(timestep, self.features).to(self.up.weight.dtype)  # (U, features)
-        return self.down(F.silu(self.up(features)))  # type: ignore[no-any-return]
+        return super().forward(sinusoids(timestep, self.up.in_features).to(self.up.weight.dtype))
 
 
 class MLP(nn.Module):

@@ -28,17 +28,6 @@ class TextStates(NamedTuple):
     padding: Tensor | None = None
     pooled: Tensor | None = None
 
-    def padded(self) -> TextStates:
-        """The same with the rows of zeros in their places, each prompt's after its states."""
-        if self.padding is None:
-            return self
-        lengths = self.cu_seqlens.diff()
-        cu_seqlens = F.pad((lengths + self.padding).cumsum(0), (1, 0))
-        moved = (cu_seqlens - self.cu_seqlens)[:-1].repeat_interleave(lengths)  # (M,) zeros before each state
-        states = self.states.new_zeros(int(cu_seqlens[-1]), self.states.shape[1])
-        states[torch.arange(len(moved), device=moved.device) + moved] = self.states
-        return self._replace(states=states, cu_seqlens=cu_seqlens, padding=None)
-
     def each(self) -> list[TextStates]:
         """The B prompts apart; none keeps the states of the others in memory."""
         pieces = self.states.tensor_split(self.cu_seqlens[1:-1].cpu())

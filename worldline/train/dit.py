@@ -30,6 +30,7 @@ from worldline.dit.conditions import (
 )
 from worldline.dit.model import DiT, DiTConfig
 from worldline.dit.patchify import grid, pack
+from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.text import CachedText, MiniLM, WordConfig, WordTransformer
 from worldline.train.layout import LayoutHead, layout_loss
@@ -119,7 +120,8 @@ class TextToVideo(nn.Module):
         on = batch.to(device)
         trace: list[Tensor] | None = [] if batch.lesson else None
         tokens = on.noisy, on.coords, on.cu_seqlens, on.timestep
-        velocity = self.dit(*tokens, states.states, states.cu_seqlens, on.known, on.mask, trace, on.actions)
+        told = Told(states.states, states.cu_seqlens)
+        velocity = self.dit(*tokens, told, on.known, on.mask, trace, on.actions)
         return velocity, self.layout(trace[len(trace) // 2]) if trace else None
 
 

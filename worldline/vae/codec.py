@@ -6,6 +6,7 @@ One-shot coding is a stream of one chunk: an autoencoder writes `encode_chunk` a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,7 +87,7 @@ class CodecConfig(Protocol):
         """Pixels per latent along each side."""
 
 
-class VideoCodec(nn.Module):
+class VideoCodec(nn.Module, ABC):
     """A causal video autoencoder.
 
     Pixels are (B, 3, T, H, W) in [-1, 1] of any length and size; latents (B, C, T', H', W') with
@@ -97,13 +98,13 @@ class VideoCodec(nn.Module):
     config: CodecConfig
     whole_clips = False  # True: it knows no chunks, so that a stream of it waits for its end
 
+    @abstractmethod
     def encode_chunk(self, x: Tensor, history: History) -> Posterior:
         """The next frames of a stream: temporal*k+1 in its first chunk, temporal*k in every later one; sizes divide."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_chunk(self, z: Tensor, history: History) -> Tensor:
         """The next latent frames of a stream -> `temporal` frames each, only one for the stream's first."""
-        raise NotImplementedError
 
     def encode(self, x: Tensor) -> Posterior:
         """Pixels (B, 3, T, H, W) in [-1, 1] -> posterior, fields (B, C, T', H', W'); UserError for another shape."""
