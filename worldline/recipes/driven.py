@@ -38,5 +38,5 @@ def dit() -> DiTPlan:
         images=(0.1,),
         plain=(0.0,),
         optim=OptimPlan(lr=1e-3, warmup=300, ema=0.999, schedule="trapezoid"),
-        loop=LoopPlan(steps=8000, checkpoint_every=500, validate_every=1000, sample_every=4000, score_every=4000),
+        loop=LoopPlan(steps=7000, checkpoint_every=500, validate_every=1000, sample_every=4000, score_every=4000),
     )
