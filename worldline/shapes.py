@@ -81,6 +81,36 @@ class VideoShape:
         )
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What a model divides video into: cells of `temporal` frames and `spatial` pixels a side, and tokens of `patch`
+    cells along (t, h, w)."""
+
+    temporal: int = 4
+    spatial: int = 8
+    patch: tuple[int, int, int] = (1, 2, 2)
+
+    @property
+    def side(self) -> int:
+        """Pixels of a token's side."""
+        return self.spatial * max(self.patch[1:])
+
+    def snapped(self, shape: VideoShape) -> VideoShape:
+        """The least shape that holds this one and divides into cells and tokens."""
+        return shape.snapped(self.temporal, self.side)
+
+    def latent(self, shape: VideoShape) -> LatentShape:
+        """Cells of a video."""
+        return shape.latent(self.temporal, self.spatial)
+
+    def tokens(self, shape: VideoShape) -> TokenShape:
+        """Tokens of a video."""
+        return self.latent(shape).tokens(self.patch)
+
+
+OURS = Grid()  # of our own models
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Read "WIDTHxHEIGHT" in pixels as (width, height); raises UserError with the nearest valid size."""
     match = _SIZE.fullmatch(text)

@@ -9,6 +9,7 @@ import pytest
 
 from worldline.errors import UserError
 from worldline.generate.canvas import FADE, Canvas, joined, runs, timeline
+from worldline.shapes import Grid
 
 RNG = np.random.default_rng(0)
 
@@ -29,10 +30,10 @@ def test_a_timeline_is_its_pieces() -> None:
 
 def test_a_cell_is_known_when_all_its_pixels_are() -> None:
     canvas = timeline([clip(5), 8, clip(4)])
-    assert canvas.cells().all((1, 2)).tolist() == [True, True, False, False, True]
+    assert canvas.cells(Grid()).all((1, 2)).tolist() == [True, True, False, False, True]
     known = np.ones((9, 16, 32), bool)
     known[6, 9, 17] = False
-    cells = Canvas(clip(9), known).cells()
+    cells = Canvas(clip(9), known).cells(Grid())
     assert (~cells).sum() == 1
     assert not cells[2, 1, 2]
 
@@ -40,13 +41,13 @@ def test_a_cell_is_known_when_all_its_pixels_are() -> None:
 def test_padding_repeats_the_far_edges() -> None:
     known = np.ones((3, 10, 20), bool)
     known[:, :, 19] = False
-    canvas = Canvas(clip(3, 10, 20), known).padded()
+    canvas = Canvas(clip(3, 10, 20), known).padded(Grid())
     assert canvas.frames.shape == (5, 16, 32, 3)
     assert np.array_equal(canvas.frames[4, :10, :20], canvas.frames[2, :10, :20])
     assert not canvas.known[:, :, 19:].any()
     assert canvas.known[:, :, :19].all()
     whole = timeline([clip(5)])
-    assert whole.padded() is whole
+    assert whole.padded(Grid()) is whole
 
 
 def test_unknown_pixels_are_filled_with_the_nearest_known() -> None:

@@ -24,7 +24,7 @@ from worldline.checkpoints.layout import CONFIG_NAMES, INDEX, PIPELINE_CLASS, WE
 from worldline.diffusion.timesteps import resolution_shift, schedule, wan_schedule
 from worldline.dit.model import DiT, DiTConfig
 from worldline.errors import UserError
-from worldline.text import TextEncoder, encoder_config, from_config
+from worldline.text import HFImage, TextEncoder, encoder_config, from_config
 from worldline.vae.codec import VideoCodec
 from worldline.vae.latents import Whitening
 from worldline.vae.model import VAEConfig, VideoVAE
@@ -70,7 +70,11 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything a pipeline is made of. `defaults`: width, height, frames, fps, steps, guidance_scale of `generate`."""
+    """Everything a pipeline is made of. `defaults`: width, height, frames, fps, steps, guidance_scale of `generate`.
+
+    Where there are two experts, `dit` denoises at the times from `boundary` on (1 is pure noise) and `low` below it.
+    `image` encodes the pictures that a model is told beside the prompt.
+    """
 
     vae: VideoCodec
     dit: DiT
@@ -78,6 +82,9 @@ class Parts:
     whitening: Whitening
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    low: DiT | None = None
+    boundary: float = 0.0
+    image: HFImage | None = None
 
 
 def load_parts(path: str | Path | None = None) -> Parts:

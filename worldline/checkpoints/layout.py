@@ -5,6 +5,7 @@ transformer/             config.json + diffusion_pytorch_model*.safetensors
 vae/                     config.json + diffusion_pytorch_model*.safetensors
 text_encoder/            config.json + model*.safetensors (none for an encoder that lives in a package)
 scheduler/               scheduler_config.json
+transformer_2/           as transformer/, image_encoder/ as text_encoder/: only where the index names them
 """
 
 from __future__ import annotations
@@ -16,24 +17,45 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from worldline.errors import UserError
+from worldline.shapes import Grid
 
 INDEX = "model_index.json"
 PIPELINE_CLASS = "WorldlinePipeline"
-# Public families in the same layout, and how their authors generate; see the modules of this folder.
+# Public families in the same layout, and how their authors generate; see the modules of this folder. Wan's numbers and
+# words: Wan-Video/Wan2.1 and Wan2.2, wan/configs and generate.py.
+WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+WAN: dict[str, Any] = {
+    "width": 832,
+    "height": 480,
+    "frames": 81,
+    "fps": 16,
+    "steps": 50,
+    "guidance_scale": 5.0,
+    "sampler": "unipc",
+    "negative_prompt": WAN_NEGATIVE,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "WanPipeline": {
-        "width": 832,
-        "height": 480,
-        "frames": 81,
-        "fps": 16,
-        "steps": 50,
-        "guidance_scale": 5.0,
-        "sampler": "unipc",
+    "WanPipeline": WAN,
+    "WanImageToVideoPipeline": {**WAN, "steps": 40, "negative_prompt": f"镜头晃动，{WAN_NEGATIVE}"},
+}
+# What differs where the index holds a field: two experts, and a time for every token.
+EXPERTS = {"width": 1280, "height": 720, "steps": 40, "negative_prompt": WAN_NEGATIVE}
+VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("WanPipeline", "boundary_ratio"): {**EXPERTS, "guidance_scale": 4.0, "guidance_scale_2": 3.0},
+    ("WanImageToVideoPipeline", "boundary_ratio"): {**EXPERTS, "guidance_scale": 3.5, "guidance_scale_2": 3.5},
+    **{
+        (family, "expand_timesteps"): {**WAN, "width": 1280, "height": 704, "frames": 121, "fps": 24}
+        for family in FAMILIES
     },
 }
+BOTH_ENDS = {"width": 1280, "height": 720, "steps": 50}  # of Wan from a first to a last frame
 CONFIG_NAMES = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -45,6 +67,7 @@ WEIGHT_STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+OPTIONAL = {"transformer_2": "diffusion_pytorch_model", "image_encoder": "model"}  # and their stems
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "worldline-tiny"
 MAX_HEADER_BYTES = 100 * 2**20  # the safetensors format's own limit on its JSON header
 
@@ -107,7 +130,14 @@ def read_header(path: Path) -> list[TensorEntry]:
 
 def weight_files(folder: Path, component: str) -> list[Path]:
     """The safetensors files of a component, sharded or not, in name order."""
-    return sorted((folder / component).glob(f"{WEIGHT_STEMS[component]}*.safetensors"))
+    return sorted((folder / component).glob(f"{(WEIGHT_STEMS | OPTIONAL)[component]}*.safetensors"))
+
+
+def components(folder: Path) -> dict[str, str]:
+    """The components that a folder has to hold, and the names of their configs."""
+    index = read_json(folder / INDEX)
+    named = [name for name in OPTIONAL if (index.get(name) or [None])[0] is not None]
+    return CONFIG_NAMES | dict.fromkeys(named, "config.json")
 
 
 def check(path: str | Path | None) -> Path:
@@ -124,13 +154,14 @@ def check(path: str | Path | None) -> Path:
     if found != PIPELINE_CLASS and found not in FAMILIES:
         known = ", ".join([PIPELINE_CLASS, *FAMILIES])
         raise UserError(f"--model {folder} holds a {found}, which is not readable here; what is: {known}")
-    for component, config in CONFIG_NAMES.items():
+    for component, config in components(folder).items():
         read_json(folder / component / config)
-    for component in ("transformer", "vae"):
-        if not weight_files(folder, component):
+        if component == "scheduler":
+            continue
+        files = weight_files(folder, component)
+        if not files and component != "text_encoder":
             raise UserError(f"--model {folder / component} holds no *.safetensors; copy the whole model folder")
-    for component in WEIGHT_STEMS:
-        for file in weight_files(folder, component):
+        for file in files:
             read_header(file)
     return folder
 
@@ -138,7 +169,33 @@ def check(path: str | Path | None) -> Path:
 def defaults(folder: Path) -> dict[str, Any]:
     """How a checked model generates where nothing else is asked."""
     index = read_json(folder / INDEX)
-    return {**FAMILIES.get(index["_class_name"], {}), **index.get("defaults", {})}
+    family = index["_class_name"]
+    values = dict(FAMILIES.get(family, {}))
+    for field in ("boundary_ratio", "expand_timesteps"):
+        values |= VARIANTS.get((family, field), {}) if index.get(field) else {}
+    if traits(folder).pictures == 2:
+        values |= BOTH_ENDS
+    return {**values, **index.get("defaults", {})}
+
+
+class Traits(NamedTuple):
+    """What a request has to know of a model before its weights are read."""
+
+    grid: Grid
+    driven: bool  # taught worlds that are driven by inputs
+    pictures: int  # that it cannot do without: the first, or the first and the last
+
+
+def traits(folder: Path) -> Traits:
+    """From the configs of a checked folder."""
+    vae, dit = (read_json(folder / part / CONFIG_NAMES[part]) for part in ("vae", "transformer"))
+    ours = read_json(folder / INDEX)["_class_name"] == PIPELINE_CLASS
+    names = ("temporal", "spatial") if ours else ("scale_factor_temporal", "scale_factor_spatial")
+    temporal, spatial = (vae.get(name, usual) for name, usual in zip(names, (Grid.temporal, Grid.spatial), strict=True))
+    patch = tuple(dit.get("patch" if ours else "patch_size", Grid.patch))
+    beside = not ours and dit.get("in_channels", 16) != dit.get("out_channels", 16)
+    pictures = (2 if dit.get("pos_embed_seq_len") else 1) if beside else 0
+    return Traits(Grid(temporal, spatial, patch), bool(dit.get("actions")), pictures)
 
 
 def _suggestion(folder: Path) -> str:
@@ -150,8 +207,9 @@ def model_hash(path: str | Path | None = None) -> str:
     """sha256 (hex) over every config and weight file of the folder: the identity that provenance records."""
     folder = resolve(path)
     digest = hashlib.sha256()
-    names = [folder / INDEX] + [folder / part / config for part, config in CONFIG_NAMES.items()]
-    names += [file for part in WEIGHT_STEMS for file in weight_files(folder, part)]
+    parts = components(folder)
+    names = [folder / INDEX] + [folder / part / config for part, config in parts.items()]
+    names += [file for part in parts if part != "scheduler" for file in weight_files(folder, part)]
     for file in names:
         digest.update(str(file.relative_to(folder)).encode() + b"\0")
         with file.open("rb") as stream:
@@ -163,8 +221,8 @@ def info(path: str | Path | None) -> dict[str, Any]:
     """What a folder holds: parameters and bytes per component, configs, defaults, hash. JSON-serialisable."""
     folder = check(path)
     parts: dict[str, Any] = {}
-    for component, config in CONFIG_NAMES.items():
-        files = weight_files(folder, component) if component in WEIGHT_STEMS else []
+    for component, config in components(folder).items():
+        files = weight_files(folder, component) if component != "scheduler" else []
         entries = [entry for file in files for entry in read_header(file)]
         parts[component] = {
             "parameters": sum(entry.count for entry in entries),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from worldline.checkpoints import layout
 from worldline.checkpoints.folder import Parts, SchedulerConfig, read_weights
 from worldline.checkpoints.keymap import Entry, each, linear, loaded, same, stacked, then
 from worldline.checkpoints.wan_vae import load_wan_vae
-from worldline.dit.config import DiTConfig
+from worldline.dit.config import DiTConfig, Known
 from worldline.dit.model import DiT
 from worldline.errors import UserError
-from worldline.text import HFText
+from worldline.text import HFImage, HFText
 
 CLASS = "WanTransformer3DModel"
 UNUSED = ("norm_added_q.weight", "norm_q_img.weight")  # published with image models, read by none
@@ -84,6 +85,7 @@ def config_of(values: Mapping[str, Any], place: str = "transformer") -> DiTConfi
         image_width=full["image_dim"] or 0,
         image_positions=full["pos_embed_seq_len"] or 0,
         masks=beside > 0,
+        known="clip" if beside else None,
         mask_values=MASK_VALUES if beside > channels else 0 if beside else 1,
     )
 
@@ -226,19 +228,35 @@ def _pairs_out(x: Tensor) -> Tensor:
 
 
 def load(folder: Path) -> Parts:
-    """A checked diffusers folder of Wan text to video, weights in the type that they are stored in.
+    """A checked diffusers folder of Wan, weights in the type that they are stored in.
 
     Raises UserError for parts that are missing, foreign or do not fit.
     """
-    place = folder / "transformer"
-    config = config_of(layout.read_json(place / "config.json"), str(place))
-    weights = read_weights(layout.weight_files(folder, "transformer"))
-    dit = loaded(partial(DiT, config), table(config), weights, str(place), UNUSED)
+    index = layout.read_json(folder / layout.INDEX)
+    # Where every token has a time of its own, a picture stands clean among the noisy tokens, at time 0.
+    known: Known | None = "clean" if index.get("expand_timesteps") else None
+    dit = _transformer(folder, "transformer", known)
+    low = _transformer(folder, "transformer_2", known) if index.get("boundary_ratio") else None
+    if low is not None and low.config != dit.config:
+        raise UserError(f"--model {folder}: its two experts differ in their config.json; copy the model folder again")
     vae, whitening = load_wan_vae(folder / "vae")
+    grid = layout.traits(folder).grid
+    if (vae.config.temporal, vae.config.spatial) != (grid.temporal, grid.spatial):
+        raise UserError(f"--model {folder / 'vae'}: config.json has other scale factors than its levels and patch_size")
     text = HFText(str(folder), max_tokens=TEXT_ROWS, subfolder="text_encoder", padding="zeros", clean=True)
+    image = HFImage(str(folder), subfolder="image_encoder") if dit.config.image_width else None
     about = layout.read_json(folder / "scheduler" / "scheduler_config.json")
     scheduler = SchedulerConfig(shift=float(about.get("flow_shift") or 1.0), spacing="authors")
-    return Parts(vae, dit, text, whitening, scheduler, layout.defaults(folder))
+    boundary = index.get("boundary_ratio") or 0.0
+    return Parts(vae, dit, text, whitening, scheduler, layout.defaults(folder), low, boundary, image)
+
+
+def _transformer(folder: Path, component: str, known: Known | None) -> DiT:
+    place = folder / component
+    config = config_of(layout.read_json(place / "config.json"), str(place))
+    config = replace(config, known=known or config.known)
+    weights = read_weights(layout.weight_files(folder, component))
+    return loaded(partial(DiT, config), table(config), weights, str(place), UNUSED)
 
 
 TEXT_ROWS = 512  # states and zeros that a prompt is padded to

@@ -40,10 +40,12 @@ def add_settings(parser: Parser) -> None:
     add("--seed", type=number("--seed", True, "0"), default=0, help="video i is drawn from seed + i")
     add("--steps", type=number("--steps", True, "20"), default=None, help="sampler steps")
     add("--guidance-scale", type=number("--guidance-scale", example="5"), default=None, help="1 turns guidance off")
+    words = "that of the low-noise expert of a model with two"
+    add("--guidance-scale-2", type=number("--guidance-scale-2", example="3"), default=None, help=words)
     add("--guidance-rescale", type=number("--guidance-rescale", example="0.7"), default=None, help="0 to 1: undo glare")
     add("--guidance-interval", default=None, metavar="LOW,HIGH", help="times that guidance acts at, within 0,1")
     add("--sampler", default=None, help="euler, heun, dpmpp_2m or unipc")
-    add("--negative-prompt", default="", help="what the video shall not show")
+    add("--negative-prompt", default=None, help="what the video shall not show; the model's own words unless given")
     words = "what is longer than the model's window: auto, whole, sliding, long-range or hierarchy"
     add("--long", default="auto", metavar="PLAN", help=words)
     add("--model", default=None, help="model folder; the shipped model unless given")
@@ -53,21 +55,22 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The flags of `add_settings` as `Pipeline.request` takes them, and `long`."""
     from worldline.generate.request import how_of, read_interval
 
-    names = ("seed", "steps", "sampler", "guidance_scale", "guidance_rescale", "negative_prompt", "long")
+    guidance = ("guidance_scale", "guidance_scale_2", "guidance_rescale")
+    names = ("seed", "steps", "sampler", *guidance, "negative_prompt", "long")
     settings = {name: getattr(args, name) for name in names}
     how_of(args.long, 1, {})  # an unknown plan is told at once
     interval = None if args.guidance_interval is None else read_interval(args.guidance_interval)
     return {**settings, "guidance_interval": interval}
 
 
-def _request(args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
+def _request(args: argparse.Namespace, defaults: dict[str, Any], **grid: Any) -> Any:
     from worldline.generate.request import Request, known_defaults, read_size, request_of
 
     settings = settings_of(args)
     del settings["long"]
     if args.size is not None:
         settings["width"], settings["height"] = read_size(args.size)
-    base = Request("", **known_defaults(defaults))
+    base = Request("", **known_defaults(defaults), **grid)
     length = {"seconds": args.seconds, "frames": args.frames, "fps": args.fps}
     return request_of(base, args.prompt, num_videos=args.num_videos, **length, **settings)
 
@@ -75,23 +78,26 @@ def _request(args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
 def run_generate(args: argparse.Namespace) -> None:
     """Check the whole request, then load the model, sample, and write files."""
     from worldline.checkpoints import layout
-    from worldline.generate.request import TRAINED, check_output, check_prompt, how_of, numbered
+    from worldline.generate.request import TRAINED, check_output, check_pictures, check_prompt, how_of, numbered
     from worldline.shapes import VideoShape
 
     started = time.perf_counter()
     check_prompt(args.prompt)
-    request = _request(args, {})  # the user's own values first: they are checked even where no model is
+    # The user's own values first: they are checked even where no model is.
+    request = _request(args, {"guidance_scale_2": 1.0})
     folder = layout.check(args.model)
-    defaults = layout.defaults(folder)
-    request = _request(args, defaults)
+    defaults, traits = layout.defaults(folder), layout.traits(folder)
+    request = _request(args, defaults, grid=traits.grid)
     out = check_output(args.output, args.overwrite, request.frames, request.num_videos)
     image = read_picture(args.image, "--image")
+    check_pictures(traits.pictures, 0 if image is None else 1)
     _sheet_path(args, out)
     trained = VideoShape(*(defaults.get(k, getattr(TRAINED, k)) for k in ("frames", "height", "width")))
     for line in request.notes(trained):
         note(line)
+    latent = traits.grid.latent(request.padded)
     if args.dry_run:
-        how = how_of(args.long, request.padded.latent().frames, defaults)
+        how = how_of(args.long, latent.frames, defaults)
         plan = {**request.as_dict(), "tokens": request.tokens.count, "long": how, "model": str(folder)}
         plan["output"] = [str(file) for file in numbered(out, request.num_videos)]
         return emit(args, plan, "\n".join(f"{key:16} {value}" for key, value in plan.items()))
@@ -101,7 +107,7 @@ def run_generate(args: argparse.Namespace) -> None:
     pipeline = load(folder)
     for line in pipeline.hints(request):
         note(line)
-    long = how_of(args.long, request.padded.latent().frames, defaults) != "whole" and out.suffix.lower() == ".mp4"
+    long = how_of(args.long, latent.frames, defaults) != "whole" and out.suffix.lower() == ".mp4"
     with progress("sampling") as update:
         if long:
             return _write_long(args, pipeline, request, image, out, update)

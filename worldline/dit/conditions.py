@@ -17,19 +17,25 @@ from worldline.errors import UserError
 @dataclass(frozen=True)
 class Conditions:
     """known (C, T, H, W): latents, zero where unknown; mask (1, T, H, W): 1 where known; actions (T, A + 1) as
-    `driven` makes them, None where the world runs by itself."""
+    `driven` makes them, None where the world runs by itself; pictures (K, image_width): states of what is known, for a
+    model that is told them.
+
+    For a model that reads clips (`TransformerConfig.known`), known are the latents of the video whose unknown pixels
+    are grey, and mask is (M, T, H, W): of each of a cell's M frames whether it is known.
+    """
 
     known: Tensor
     mask: Tensor
     actions: Tensor | None = None
+    pictures: Tensor | None = None
 
     def at(self, times: Sequence[int]) -> Conditions:
         """Of these latent frames alone."""
         of_times = None if self.actions is None else self.actions[list(times)]
-        return Conditions(self.known[:, list(times)], self.mask[:, list(times)], of_times)
+        return Conditions(self.known[:, list(times)], self.mask[:, list(times)], of_times, self.pictures)
 
     def tokens(self, patch: Patch) -> tuple[Tensor, Tensor]:
-        """known (n, C*P) and mask (n, P) as the model reads them, P = pt*ph*pw."""
+        """known (n, C*P) and mask (n, M*P) as the model reads them, P = pt*ph*pw."""
         return patchify(self.known, patch)[0], patchify(self.mask, patch)[0]
 
 

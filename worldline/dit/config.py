@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from worldline.errors import UserError
+
+Known = Literal["clean", "clip", "noisy"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class TransformerConfig:
         mlp_ratio: hidden width of the MLPs / width.
         rope_axes: channels of a head for (t, h, w); must sum to the head dimension.
         rope_theta: base of the rotary frequencies.
-        masks: whether known latents and their mask are read beside the noisy ones; else sampling holds what is known
-            by replacement.
+        masks: whether known latents and their mask are read beside the noisy ones.
+        known: how what is known was taught, see `holding`; unless given "clean" with masks and "noisy" without.
     """
 
     in_channels: int = 16
@@ -33,10 +36,13 @@ class TransformerConfig:
     rope_axes: tuple[int, int, int] = (16, 24, 24)
     rope_theta: float = 100.0
     masks: bool = True
+    known: Known | None = None
 
     def __post_init__(self) -> None:
         for name in ("patch", "rope_axes"):  # a config read from JSON brings lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.known not in (None, *get_args(Known)):
+            raise UserError(f"known={self.known!r}: one of {', '.join(get_args(Known))}")
         whole = sum(self.rope_axes)
         if self.width % self.heads:
             raise UserError(f"heads={self.heads} does not divide width={self.width}; try {self.width // whole}")
@@ -47,6 +53,15 @@ class TransformerConfig:
     def head_dim(self) -> int:
         """Channels of one head."""
         return self.width // self.heads
+
+    @property
+    def holding(self) -> Known:
+        """How what is known is held in sampling.
+
+        "clean": it stands clean among the noisy tokens, its own at time 0. "clip": it is only read beside them, as a
+        clip whose unknown pixels are grey. "noisy": the model knows neither, and sees it as noisy as the rest.
+        """
+        return self.known or ("clean" if self.masks else "noisy")
 
     @property
     def cells(self) -> int:

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldline.errors import UserError
-from worldline.shapes import VideoShape
+from worldline.shapes import Grid, VideoShape
 
-TEMPORAL, SPATIAL, SNAP = 4, 8, 16  # pixels of a latent cell along time and space, and of a token's side
 FADE = 8  # frames over which the detail of a known frame is carried into painted ones
 SAME = 6.0  # 8-bit levels: what differs by less from the known frame shows the same thing
 
@@ -34,9 +33,9 @@ class Canvas:
     def shape(self) -> VideoShape:
         return VideoShape(*self.frames.shape[:3])
 
-    def padded(self) -> Canvas:
-        """The least canvas that divides (4k+1 frames, sides of 16 pixels), its far edges repeated."""
-        snapped = self.shape.snapped(TEMPORAL, SNAP)
+    def padded(self, grid: Grid) -> Canvas:
+        """The least canvas that divides (as 4k+1 frames, sides of 16 pixels), its far edges repeated."""
+        snapped = grid.snapped(self.shape)
         size = (snapped.frames, snapped.height, snapped.width)
         missing = [(0, want - have) for want, have in zip(size, self.known.shape, strict=True)]
         if not any(after for _, after in missing):
@@ -44,12 +43,16 @@ class Canvas:
         frames = np.pad(self.frames, [*missing, (0, 0)], mode="edge")
         return Canvas(frames, np.pad(self.known, missing, mode="edge"))
 
-    def cells(self) -> np.ndarray:
+    def cells(self, grid: Grid) -> np.ndarray:
         """bool (T', H', W') of a padded canvas: latent cells whose pixels are all known."""
+        return np.asarray(self.cells_of_frames(grid).all(0))
+
+    def cells_of_frames(self, grid: Grid) -> np.ndarray:
+        """bool (temporal, T', H', W'): the same for each frame of a cell; the first frame counts for all of its own."""
         _, h, w = self.known.shape
-        groups = np.concatenate([np.repeat(self.known[:1], TEMPORAL - 1, axis=0), self.known])
-        cells = groups.reshape(-1, TEMPORAL, h // SPATIAL, SPATIAL, w // SPATIAL, SPATIAL)
-        return np.asarray(cells.all((1, 3, 5)))
+        groups = np.concatenate([np.repeat(self.known[:1], grid.temporal - 1, axis=0), self.known])
+        cells = groups.reshape(-1, grid.temporal, h // grid.spatial, grid.spatial, w // grid.spatial, grid.spatial)
+        return np.asarray(cells.all((3, 5))).swapaxes(0, 1)
 
     def filled(self) -> np.ndarray:
         """The frames with unknown pixels as the nearest known ones of their frame, unknown frames as the nearest

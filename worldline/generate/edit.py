@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from worldline.errors import UserError
-from worldline.generate.canvas import SPATIAL, TEMPORAL, Canvas, fitted, timeline
+from worldline.generate.canvas import Canvas, fitted, timeline
 from worldline.generate.pipeline import Deferred, Pipeline, Progress
-from worldline.generate.request import check_prompt, check_range
+from worldline.generate.request import check_pictures, check_prompt, check_range
 from worldline.generate.result import Result
 from worldline.media.provenance import provenance
 from worldline.media.read import Video
@@ -70,17 +70,17 @@ def interpolate(
     """A video that begins with one picture uint8 (h, w, 3) and ends with another.
 
     A latent frame holds four frames, so the last picture stands for up to four: none of them stays on the screen
-    longer than one frame where the length is 4k + 2.
+    longer than one frame where the length is 4k + 2. A model that is told of every frame whether it is known needs no
+    more than the last one.
     """
+    group = 1 if pipeline.pictures else pipeline.grid.temporal
     if settings.get("frames") is None and settings.get("seconds") is None:
-        settings = {**settings, "frames": _groups(pipeline.defaults.frames - 2) + 2}
+        settings = {**settings, "frames": _groups(pipeline.defaults.frames - 2, group) + 2}
     request = pipeline.request(prompt, **asked(settings))
-    if request.frames < TEMPORAL + 2:
-        raise UserError(
-            f"--frames {request.frames}: too few to lead anywhere; the nearest valid value is {TEMPORAL + 2}"
-        )
+    if request.frames < group + 2:
+        raise UserError(f"--frames {request.frames}: too few to lead anywhere; the nearest valid value is {group + 2}")
     a, b = (fitted(picture, request.height, request.width)[None] for picture in (first, last))
-    between = (request.frames - 2) // TEMPORAL * TEMPORAL
+    between = (request.frames - 2) // group * group
     canvas = timeline([a, between, np.repeat(b, request.frames - 1 - between, 0)])
     job = Job(pipeline, "interpolate", Video(canvas.frames, request.fps), prompt, settings)
     return job.result(job.painted(canvas))
@@ -102,20 +102,21 @@ def blend(
     _same_size("B", a, b)
     check_range("--strength", strength, 0, 1)
     shortest = min(len(a.frames), len(b.frames))
-    count = _groups(round(seconds * a.fps))
+    group = pipeline.grid.temporal
+    count = _groups(round(seconds * a.fps), group)
     if count >= shortest:
         most = (shortest - 1) / a.fps
         raise UserError(f"--seconds {seconds:g}: longer than a clip; the nearest valid value is {float(most):g}")
     job = Job(pipeline, "blend", a, prompt, settings, seconds=seconds, strength=strength)
     context = job.context(count, 2)
-    left, right = tail(a.frames[:-count], context), head(b.frames[count:], context)
+    left, right = tail(a.frames[:-count], context, group), head(b.frames[count:], context, group)
     canvas = timeline([left, count, right])
     one, other = (
-        pipeline.encode(timeline([left, middle, right]).padded().frames)
+        pipeline.encode(timeline([left, middle, right]).padded(pipeline.grid).frames)
         for middle in (a.frames[-count:], b.frames[:count])
     )
-    weight = torch.linspace(0, 1, count // TEMPORAL + 2)[1:-1]  # of the second clip, per latent frame
-    ramp = torch.cat([torch.zeros((len(left) - 1) // TEMPORAL + 1), weight])
+    weight = torch.linspace(0, 1, count // group + 2)[1:-1]  # of the second clip, per latent frame
+    ramp = torch.cat([torch.zeros((len(left) - 1) // group + 1), weight])
     ramp = torch.cat([ramp, torch.ones(one.shape[1] - len(ramp))])[None, :, None, None]
     middle = job.painted(canvas, start=(1 - ramp) * one + ramp * other, strength=strength)
     middle = middle[len(left) : len(left) + count]
@@ -127,7 +128,7 @@ def remix(pipeline: Pipeline | Deferred, video: Video, prompt: str, strength: fl
     check_range("--strength", strength, 0, 1)
     job = Job(pipeline, "remix", video, prompt, settings, strength=strength)
     canvas = Canvas(video.frames, np.zeros(video.frames.shape[:3], bool))
-    start = pipeline.encode(canvas.padded().frames)
+    start = pipeline.encode(canvas.padded(pipeline.grid).frames)
     return job.result(job.painted(canvas, start=start, strength=strength))
 
 
@@ -152,7 +153,7 @@ def recut(
     """The stretches `keep` (from, to in seconds) one after the other; `join` seconds around every cut are made anew."""
     pieces = [video.frames[a:b] for a, b in _stretches(video, keep)]
     check_range("--join", join, 0, 60)
-    half = _groups(round(join * video.fps)) // 2 if join else 0
+    half = _groups(round(join * video.fps), pipeline.grid.temporal) // 2 if join else 0
     shortest = min(len(piece) for piece in pieces)
     if len(pieces) > 1 and shortest <= 2 * half:
         most = max(0, shortest - 1) // 2 / video.fps
@@ -188,7 +189,8 @@ def outpaint(
         size = f"{max(width, old_width)}x{max(height, old_height)}"
         raise UserError(f"--size {width}x{height}: smaller than the clip; the nearest valid size is {size}")
     # On the grid of latent cells, so that no cell is half known.
-    top, left = ((new - old) // 2 // SPATIAL * SPATIAL for new, old in ((height, old_height), (width, old_width)))
+    cell = pipeline.grid.spatial
+    top, left = ((new - old) // 2 // cell * cell for new, old in ((height, old_height), (width, old_width)))
     inside = slice(None), slice(top, top + old_height), slice(left, left + old_width)
     frames = np.zeros((len(video.frames), height, width, 3), np.uint8)
     frames[inside] = video.frames
@@ -234,14 +236,15 @@ class Job:
         prompts: Sequence[tuple[int, str]] = (),
     ) -> np.ndarray:
         """`count` frames that follow `before` and lead to `after`, which may be missing; between two clips the next
-        multiple of four, since `after` must begin with a latent frame. `prompts`: from which of the frames on which
+        multiple of a latent frame's, since `after` must begin with one. `prompts`: from which of the frames on which
         prompt holds, where that is not the request's."""
-        sides = (before is not None) + (after is not None)
-        count = _groups(count) if sides == 2 else count
+        sides, group = (before is not None) + (after is not None), self.pipeline.grid.temporal
+        count = _groups(count, group) if sides == 2 else count
         context = self.context(count, sides)
-        left = [] if before is None else [tail(before, context)]
-        right = [] if after is None else [head(after, context)]
-        painted = _groups(count - 1) + 1 if right and not left else count  # the first frame is a latent frame alone
+        left = [] if before is None else [tail(before, context, group)]
+        right = [] if after is None else [head(after, context, group)]
+        # The first frame is a latent frame alone.
+        painted = _groups(count - 1, group) + 1 if right and not left else count
         size = self.request.height, self.request.width
         end = sum(map(len, left)) + painted
         told = [(end - count + first, prompt) for first, prompt in prompts]
@@ -251,8 +254,8 @@ class Job:
     def context(self, painted: int, sides: int) -> int:
         """How many latent frames of the clip stand on each of `sides` of so many painted frames: as many as the model
         can see beside them, at least the third of its window with which a long video goes on."""
-        window = self.pipeline.window
-        return max(2, window // 3, (window - _groups(painted) // TEMPORAL) // max(1, sides))
+        window, group = self.pipeline.window, self.pipeline.grid.temporal
+        return max(2, window // 3, (window - _groups(painted, group) // group) // max(1, sides))
 
     def result(self, frames: np.ndarray, **about: Any) -> Result:
         """The finished video uint8 (T, H, W, 3) with its record."""
@@ -263,15 +266,15 @@ class Job:
         return Result([frames], self.fps, about, dict(self.pipeline.timings))
 
 
-def tail(frames: np.ndarray, groups: int) -> np.ndarray:
-    """The last 4k+1 frames, `groups` latent frames or all."""
-    groups = min((len(frames) - 1) // TEMPORAL, groups - 1)
-    return frames[len(frames) - TEMPORAL * groups - 1 :]
+def tail(frames: np.ndarray, groups: int, temporal: int) -> np.ndarray:
+    """The last temporal*k+1 frames, `groups` latent frames or all."""
+    groups = min((len(frames) - 1) // temporal, groups - 1)
+    return frames[len(frames) - temporal * groups - 1 :]
 
 
-def head(frames: np.ndarray, groups: int) -> np.ndarray:
-    """The first 4k frames, `groups` latent frames or all, or all of fewer than four."""
-    return frames[: max(1, TEMPORAL * min(len(frames) // TEMPORAL, groups))]
+def head(frames: np.ndarray, groups: int, temporal: int) -> np.ndarray:
+    """The first temporal*k frames, `groups` latent frames or all, or one of fewer than a latent frame holds."""
+    return frames[: max(1, temporal * min(len(frames) // temporal, groups))]
 
 
 def asked(settings: dict[str, Any]) -> dict[str, Any]:
@@ -283,13 +286,14 @@ def _generated(
     pipeline: Pipeline | Deferred, prompt: str, settings: dict[str, Any], image: np.ndarray | None = None
 ) -> Result:
     check_prompt(prompt)
+    check_pictures(pipeline.pictures, 0 if image is None else 1)
     request = pipeline.request(prompt, **asked(settings))
     return pipeline.run(request, image, settings.get("progress"), settings.get("long") or "auto")
 
 
-def _groups(frames: int) -> int:
-    """The least multiple of a latent frame's four frames that holds so many, at least four."""
-    return max(1, -(-frames // TEMPORAL)) * TEMPORAL
+def _groups(frames: int, temporal: int) -> int:
+    """The least multiple of a latent frame's `temporal` frames that holds so many, at least one of them."""
+    return max(1, -(-frames // temporal)) * temporal
 
 
 def _same_size(name: str, a: Video, b: Video) -> None:

@@ -19,22 +19,32 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from worldline.checkpoints.folder import Parts, load_parts, model_hash
-from worldline.checkpoints.layout import CONFIG_NAMES, read_json, resolve
+from worldline.checkpoints.layout import resolve, traits
 from worldline.diffusion.guidance import cfg, scale_at
 from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import at_timesteps
 from worldline.dit.conditions import Conditions, actions_of_tokens, driven, none, place_known
+from worldline.dit.model import DiT
 from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
 from worldline.dit.told import Told
-from worldline.generate.canvas import TEMPORAL, Canvas, fitted, joined, runs, timeline
+from worldline.errors import UserError
+from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
-from worldline.generate.request import Request, check_prompt, how_of, known_defaults, request_of, window_of
+from worldline.generate.request import (
+    Request,
+    check_pictures,
+    check_prompt,
+    how_of,
+    known_defaults,
+    request_of,
+    window_of,
+)
 from worldline.generate.result import Result
 from worldline.media.provenance import provenance
 from worldline.media.write import write_bytes
 from worldline.nn.memory import keep_freed_memory
-from worldline.shapes import VideoShape
+from worldline.shapes import Grid, VideoShape
 from worldline.text import CachedText, TextStates
 from worldline.vae.model import History
 from worldline.vae.streaming import decode_stream, encode_stream
@@ -55,11 +65,17 @@ class Drawing:
     shape: VideoShape
     steps: int = 20
     guidance_scale: float = 5.0
+    guidance_scale_2: float | None = None
     negative_prompt: str = ""
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     sampler: str = "euler"
     strength: float = 1.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether the model is asked without the prompt as well."""
+        return self.guidance_scale != 1 or self.guidance_scale_2 not in (None, 1)
 
     @staticmethod
     def of(request: Request) -> Drawing:
@@ -86,9 +102,11 @@ class Pipeline:
         # Copies: the parts may belong to a training run, which needs them as they are.
         self.vae = copy.deepcopy(parts.vae).to(self.device, self.dtype)
         self.dit = copy.deepcopy(parts.dit).to(self.device, self.dtype)
+        self.low = None if parts.low is None else copy.deepcopy(parts.low).to(self.device, self.dtype)
         self.text = CachedText(parts.text)
-        self.defaults = Request("", **known_defaults(parts.defaults))
-        self.window = window_of(parts.defaults)
+        self.grid = Grid(self.vae.config.temporal, self.vae.config.spatial, self.dit.config.patch)
+        self.defaults = Request("", **known_defaults(parts.defaults), grid=self.grid)
+        self.window = window_of(parts.defaults, self.grid)
         self.timings: dict[str, float] = {}
 
     # ---- for people ----------------------------------------------------------------------------
@@ -104,10 +122,11 @@ class Pipeline:
         fps: float | Fraction | str | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
         guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         sampler: str | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         seed: int = 0,
         num_videos: int = 1,
         image: np.ndarray | None = None,
@@ -117,10 +136,12 @@ class Pipeline:
         """Make `num_videos` videos of a prompt; what is not given comes from the model's own defaults.
 
         `image`: uint8 (H, W, 3), kept as the first frame. `long`: see `paint`. `frames=1` makes a picture.
+        `guidance_scale_2`: of the low-noise expert, for a model that has one.
         `progress(done, total)` is called after every step. Raises UserError for any value that cannot be.
         """
         given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler, "fps": fps}
-        given |= {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+        given |= {"guidance_scale": guidance_scale, "guidance_scale_2": guidance_scale_2}
+        given |= {"guidance_rescale": guidance_rescale}
         given |= {"guidance_interval": guidance_interval, "negative_prompt": negative_prompt, "seed": seed}
         check_prompt(prompt)
         request = self.request(prompt, seconds=seconds, frames=frames, num_videos=num_videos, **given)
@@ -131,8 +152,16 @@ class Pipeline:
         return request_of(self.defaults, prompt, **given)
 
     def plan_for(self, frames: int, how: str = "auto") -> str:
-        """The plan of `generate.long` for so many latent frames: "auto" cuts what the model can only make in pieces."""
-        return how_of(how, frames, self.parts.defaults)
+        """The plan of `generate.long` for so many latent frames: "auto" cuts what the model can only make in pieces.
+
+        Raises UserError for pieces where the model reads clips as wholes.
+        """
+        how = how_of(how, frames, self.parts.defaults)
+        if how != "whole" and self.dit.config.holding == "clip":
+            raise UserError(
+                f"--long {how}: the model reads what is known as one clip; the nearest valid value is whole"
+            )
+        return how
 
     def run(
         self,
@@ -142,13 +171,14 @@ class Pipeline:
         how: str = "auto",
     ) -> Result:
         """Make the videos of a valid request; `image` uint8 (H, W, 3) as in `generate`, `how` as in `paint`."""
+        check_pictures(self.pictures, 0 if image is None else 1)
         seeds = [request.seed + index for index in range(request.num_videos)]
         canvas = None
         if image is not None:
             picture = fitted(image, request.height, request.width)[None]
             canvas = timeline([picture, request.frames - 1] if request.frames > 1 else [picture])
         self.timings = {}
-        if self.plan_for(request.padded.latent().frames, how) == "whole":
+        if self.plan_for(self.grid.latent(request.padded).frames, how) == "whole":
             videos = self.draw([request.prompt] * len(seeds), seeds, Drawing.of(request), canvas, progress)
             videos = [video[: request.frames, : request.height, : request.width] for video in videos]
         else:
@@ -165,7 +195,14 @@ class Pipeline:
     @property
     def holding(self) -> str:
         """How what is known is held: "masks", as the model was trained to, or "replacement" for one that was not."""
-        return "masks" if self.dit.config.masks else "replacement"
+        return "replacement" if self.dit.config.holding == "noisy" else "masks"
+
+    @property
+    def pictures(self) -> int:
+        """How many it cannot do without: 1, the first; 2, the first and the last."""
+        if self.dit.config.holding != "clip":
+            return 0
+        return 2 if self.dit.config.image_positions else 1
 
     @property
     def driven(self) -> bool:
@@ -224,11 +261,12 @@ class Pipeline:
                 of them.
             prompts: (frame, prompt) in order of time: from that frame on this prompt holds instead of the request's.
         """
-        padded, size = canvas.padded(), canvas.shape
+        padded, size = canvas.padded(self.grid), canvas.shape
         drawing = replace(Drawing.of(request), shape=padded.shape, strength=strength)
         # A latent frame that a change of prompts divides still belongs to the prompt before.
-        told = [((frame + 2) // TEMPORAL + 1 if frame > 0 else 0, prompt) for frame, prompt in prompts]
-        painted = self.stream(self.condition(padded), request, drawing, how, start, progress, prompts=told)
+        group = self.grid.temporal
+        told = [((frame + group // 2) // group + 1 if frame > 0 else 0, prompt) for frame, prompt in prompts]
+        painted = self.stream(self.condition(canvas), request, drawing, how, start, progress, prompts=told)
         frames = padded.restored(painted) if keep else (frame for chunk in painted for frame in chunk)
         for frame in itertools.islice(frames, size.frames):
             yield frame[: size.height, : size.width]
@@ -258,6 +296,8 @@ class Pipeline:
         for prompt, (first, stop) in zip(told, itertools.pairwise(cuts), strict=True):
             steps += plan([True] * first + known[first:stop], self.window, self.plan_for(stop, how))
             words += [prompt] * (len(steps) - len(words))
+        if len(steps) > 1 and self.dit.config.holding == "clip":
+            raise UserError("PROMPT: the model reads what is known as one clip; give one prompt for all of it")
 
         def sample(number: int, step: Step, part: Conditions) -> Tensor:
             def report(done: int) -> None:
@@ -291,10 +331,11 @@ class Pipeline:
         `inputs`: float32 (F, K), what drives the world from each frame to the next, as in `conditions.driven`.
         """
         drawing = Drawing.of(request)
-        latent = drawing.shape.latent()
+        latent = self.grid.latent(drawing.shape)
         conditions = none((self.dit.config.in_channels, latent.frames, latent.height, latent.width))
         if inputs is not None:
-            conditions = replace(conditions, actions=driven(torch.from_numpy(inputs), range(latent.frames)))
+            actions = driven(torch.from_numpy(inputs), range(latent.frames), self.grid.temporal)
+            conditions = replace(conditions, actions=actions)
         picture = None if image is None else fitted(image, request.height, request.width)
         if picture is not None:
             known = self.condition(timeline([picture[None]]))
@@ -319,7 +360,7 @@ class Pipeline:
         What is known of `canvas`, which that shape pads, stands in every video.
         """
         condition = None if canvas is None else self.condition(canvas)
-        each = drawing.shape.latent().tokens().count * (1 if drawing.guidance_scale == 1 else 2)
+        each = self.grid.tokens(drawing.shape).count * (2 if drawing.guided else 1)
         size = max(1, MAX_PACKED // each)
         groups = [slice(start, start + size) for start in range(0, len(prompts), size)]
         videos: list[np.ndarray] = []
@@ -329,7 +370,9 @@ class Pipeline:
             step = (lambda i, done=done, total=total: progress(done + i, total)) if progress else None
             latents = self.sample(prompts[group], seeds[group], drawing, condition, step)
             videos += [np.concatenate(list(self.decode([latent]))) for latent in latents]
-        return videos if canvas is None else [np.stack(list(canvas.padded().restored([video]))) for video in videos]
+        if canvas is None:
+            return videos
+        return [np.stack(list(canvas.padded(self.grid).restored([video]))) for video in videos]
 
     @torch.inference_mode()
     def sample(
@@ -352,48 +395,49 @@ class Pipeline:
             times: numbers of the latent frames, 0 to T' - 1 unless given; then `drawing.shape` holds so many.
             start: whitened latents (C, T', H', W') to begin from where `drawing.strength` is below 1.
         """
-        guided = drawing.guidance_scale != 1
+        config, latent = self.dit.config, self.grid.latent(drawing.shape)
+        check_pictures(self.pictures, 0 if condition is None or not condition.mask.any() else self.pictures)
         with self._timed("text"):
-            words = list(prompts) + ([drawing.negative_prompt] * len(prompts) if guided else [])
+            words = list(prompts) + ([drawing.negative_prompt] * len(prompts) if drawing.guided else [])
             text = self.text.encode(words)
-        latent = drawing.shape.latent()
         size = (
-            self.dit.config.in_channels,
+            config.in_channels,
             latent.frames if times is None else len(times),
             latent.height,
             latent.width,
         )
         condition = none(size) if condition is None else condition
-        tokens = math.prod(grid(size, self.dit.config.patch))
+        tokens = math.prod(grid(size, config.patch))
         sigmas, timesteps = self.parts.scheduler.times(drawing.steps, tokens)
         begin = min(drawing.steps - 1, round((1 - drawing.strength) * drawing.steps))
         sigmas = sigmas[begin:]
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        packed = pack(noise, self.dit.config.patch, None if times is None else [times] * len(seeds))
+        packed = pack(noise, config.patch, None if times is None else [times] * len(seeds))
         x = packed.tokens  # (N, D)
         denoise = self._denoiser(packed, condition, text, drawing, x)
         if timesteps is not None:
             denoise = at_timesteps(denoise, sigmas, timesteps[begin:] / 1000)
         if start is not None:
-            x = add_noise(FLOW, patchify(start, self.dit.config.patch)[0].repeat(len(seeds), 1), x, sigmas[0])
+            x = add_noise(FLOW, patchify(start, config.patch)[0].repeat(len(seeds), 1), x, sigmas[0])
         sigmas = sigmas.to(self.device)
         callback = (lambda done, _: step(done)) if step else None
         with self._timed("dit"):
             x = by_name(drawing.sampler)(denoise, x.to(self.device), sigmas, callback)
-        known_tokens, mask = (value.repeat(len(seeds), 1).to(x) for value in condition.tokens(self.dit.config.patch))
-        x, _ = place_known(x, x.new_zeros(len(x)), known_tokens, mask)
-        return unpack(x, packed, self.dit.config.patch)
+        if config.holding != "clip":
+            known_tokens, mask = (value.repeat(len(seeds), 1).to(x) for value in condition.tokens(config.patch))
+            x, _ = place_known(x, x.new_zeros(len(x)), known_tokens, mask)
+        return unpack(x, packed, config.patch)
 
     def _denoiser(
         self, packed: Packed, condition: Conditions, text: TextStates, drawing: Drawing, noise: Tensor
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """denoise(x (N, D), t ()) -> velocity (N, D), both float32; guided when there are two texts a video.
 
-        What is known stands clean among the noisy tokens. A model without masks would take that for a sample of less
-        noise: for it, what is known is as noisy as the rest, by the `noise` (N, D) that the sample began with
-        (replacement, Song et al. 2021, sec. 5).
+        What is known stands clean among the noisy tokens, or only beside them, as the model was taught. One that was
+        taught neither would take it for a sample of less noise: for it, what is known is as noisy as the rest, by the
+        `noise` (N, D) that the sample began with (replacement, Song et al. 2021, sec. 5).
         """
-        videos = len(packed.shapes)
+        videos, holding = len(packed.shapes), self.dit.config.holding
         copies = (len(text.cu_seqlens) - 1) // videos  # 2 with guidance: all videos with the prompt, then without
         known, mask = (value.repeat(videos * copies, 1).to(self.device, self.dtype)
                        for value in condition.tokens(self.dit.config.patch))  # fmt: skip
@@ -405,27 +449,27 @@ class Pipeline:
         last = int(packed.cu_seqlens[-1])
         cu = torch.cat([packed.cu_seqlens] + [packed.cu_seqlens[1:] + last * i for i in range(1, copies)])
         cu = cu.to(self.device)
-        padding = None if text.padding is None else text.padding.to(self.device)
-        told = Told(text.states.to(self.device, self.dtype), text.cu_seqlens.to(self.device), padding)
+        told = self._told(text, condition)
         # What the blocks read of the prompts is the same at every step; with guidance there are two sets of samples.
-        reading = cache(lambda count: self.dit.read(told.first(count * videos)))
+        reading = cache(lambda dit, count: dit.read(told.first(count * videos)))
         eps = noise.to(self.device).repeat(copies, 1)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            scale = 1.0 if copies == 1 else scale_at(float(t), drawing.guidance_scale, drawing.guidance_interval)
+            dit, strength = self._expert(t, drawing)
+            scale = 1.0 if copies == 1 else scale_at(float(t), strength, drawing.guidance_interval)
             count = 1 if scale == 1.0 else copies  # of the copies, the first alone has the prompt
             rows, ends = count * last, count * videos + 1
             tokens, timestep = x.repeat(count, 1), t.expand(count * len(x))
-            if self.dit.config.masks:
+            if holding == "clean":
                 tokens, timestep = place_known(tokens, timestep, known[:rows], mask[:rows])
-            else:
+            elif holding == "noisy":
                 tokens, _ = place_known(tokens, timestep, add_noise(FLOW, known.float(), eps, t)[:rows], mask[:rows])
-            velocity = self.dit(
+            velocity = dit(
                 tokens,
                 coords[:rows],
                 cu[:ends],
                 timestep.float(),
-                reading(count),
+                reading(dit, count),
                 known=known[:rows],
                 mask=mask[:rows],
                 actions=None if actions is None else actions[:rows],
@@ -437,31 +481,77 @@ class Pipeline:
 
         return denoise
 
+    def _told(self, text: TextStates, condition: Conditions) -> Told:
+        """Prompts, and the same pictures beside each of them."""
+        padding = None if text.padding is None else text.padding.to(self.device)
+        told = Told(text.states.to(self.device, self.dtype), text.cu_seqlens.to(self.device), padding)
+        if condition.pictures is None:
+            return told
+        samples, rows = len(text.cu_seqlens) - 1, len(condition.pictures)
+        image = condition.pictures.to(self.device, self.dtype).repeat(samples, 1)
+        return told._replace(image=image, cu_image=torch.arange(samples + 1, device=self.device) * rows)
+
+    def _expert(self, t: Tensor, drawing: Drawing) -> tuple[DiT, float]:
+        """The transformer of a time, and the scale of its guidance: the first one's from `boundary` on."""
+        # Compared as they are stored: 900 of 1000 in float32 lies below the number 0.9.
+        if self.low is None or bool(t >= t.new_tensor(self.parts.boundary)):
+            return self.dit, drawing.guidance_scale
+        return self.low, drawing.guidance_scale if drawing.guidance_scale_2 is None else drawing.guidance_scale_2
+
     @torch.inference_mode()
     def condition(self, canvas: Canvas) -> Conditions:
-        """What is known of a canvas, as whitened latents and a mask over cells; unknown stretches are not encoded."""
-        canvas = canvas.padded()
-        cells = torch.from_numpy(canvas.cells()).float()[None]  # (1, T', H', W')
+        """What is known of a canvas, as whitened latents and a mask over cells; unknown stretches are not encoded but
+        for a model that reads clips."""
+        pictures = self._pictures(canvas) if self.dit.config.image_width else None
+        canvas = canvas.padded(self.grid)
+        if self.dit.config.holding == "clip":
+            with self._timed("vae"):
+                clip = self.encode(canvas.frames, known=canvas.known)
+            return Conditions(clip, torch.from_numpy(canvas.cells_of_frames(self.grid)).float(), pictures=pictures)
+        cells = torch.from_numpy(canvas.cells(self.grid)).float()[None]  # (1, T', H', W')
         conditions = none((self.dit.config.in_channels, *cells.shape[1:]))
         frames = canvas.filled()
         with self._timed("vae"):
             for first, stop in runs(cells.flatten(2).amax((0, 2)).bool().tolist()):
                 conditions.known[:, first:stop] = self.encode(frames, first, stop)
-        return Conditions(conditions.known * cells, cells)
+        return Conditions(conditions.known * cells, cells, pictures=pictures)
+
+    def _pictures(self, canvas: Canvas) -> Tensor:
+        """States (K, image_width) of the first frame of which something is known, for some models of the last too."""
+        shown = np.flatnonzero(canvas.known.any((1, 2)))
+        both = self.pictures == 2
+        check_pictures(self.pictures, 2 if both and {0, len(canvas.known) - 1} <= set(shown) else min(len(shown), 1))
+        frames = [
+            Canvas(canvas.frames[t][None], canvas.known[t][None]).filled() for t in shown[[0, -1] if both else [0]]
+        ]
+        pixels = torch.from_numpy(np.concatenate(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1  # (P, 3, H, W)
+        assert self.parts.image is not None
+        with self._timed("image"):
+            return self.parts.image.encode(pixels).flatten(0, 1)
 
     @torch.inference_mode()
-    def encode(self, frames: np.ndarray, first: int = 0, stop: int | None = None) -> Tensor:
+    def encode(
+        self, frames: np.ndarray, first: int = 0, stop: int | None = None, known: np.ndarray | None = None
+    ) -> Tensor:
         """Whitened latents (C, stop - first, H', W') of the latent frames `first` to `stop` - 1 of a video uint8
-        (T, H, W, 3) of 4k+1 frames; streamed, and beginning one latent frame early for what lies before."""
+        (T, H, W, 3) of 4k+1 frames; streamed, and beginning one latent frame early for what lies before.
+
+        `known`: bool (T, H, W); the other pixels are grey.
+        """
         temporal = self.vae.config.temporal
         stop = (len(frames) - 1) // temporal + 1 if stop is None else stop
         lead = max(0, first - 1)
-        pixels = frames[max(0, temporal * (lead - 1) + 1) : temporal * (stop - 1) + 1]
-        chunks = (
-            torch.from_numpy(np.ascontiguousarray(pixels[i : i + 16])).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-            for i in range(0, len(pixels), 16)
-        )
-        stream = encode_stream(self.vae, (chunk.to(self.device, self.dtype) for chunk in chunks), started=lead > 0)
+        begin, end = max(0, temporal * (lead - 1) + 1), temporal * (stop - 1) + 1
+
+        def chunks() -> Iterator[Tensor]:
+            for i in range(begin, end, 16):
+                part = slice(i, min(i + 16, end))
+                pixels = torch.from_numpy(np.ascontiguousarray(frames[part])).permute(3, 0, 1, 2)[None].float()
+                pixels = pixels / 127.5 - 1  # (1, 3, t, H, W)
+                grey = pixels if known is None else pixels * torch.from_numpy(np.ascontiguousarray(known[part]))
+                yield grey.to(self.device, self.dtype)
+
+        stream = encode_stream(self.vae, chunks(), started=lead > 0)
         means = torch.cat([posterior.mean[0].float().cpu() for posterior in stream], dim=1)
         return self.parts.whitening.forward(means[:, first - lead :])
 
@@ -508,8 +598,9 @@ class Deferred:
 
     def __init__(self, folder: Path, defaults: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.defaults, self.window = Request("", **known_defaults(defaults)), window_of(defaults)
-        self.driven = bool(read_json(folder / "transformer" / CONFIG_NAMES["transformer"]).get("actions"))
+        self.grid, self.driven, self.pictures = traits(folder)
+        self.defaults = Request("", **known_defaults(defaults), grid=self.grid)
+        self.window = window_of(defaults, self.grid)
 
     def request(self, prompt: str, **given: Any) -> Request:
         return request_of(self.defaults, prompt, **given)

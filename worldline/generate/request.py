@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldline.errors import UserError
-from worldline.shapes import MAX_SIDE, TokenShape, VideoShape, frames_for, parse_size
+from worldline.shapes import MAX_SIDE, OURS, Grid, TokenShape, VideoShape, frames_for, parse_size
 
 MIN_SIDE = 16  # pixels: one token's patch; a smaller picture would be padding only
 MAX_PROMPT = 4000  # characters
@@ -32,6 +32,7 @@ class Request:
 
     Units: width and height in pixels, fps in frames per second. Video i is drawn from `seed + i`. Guidance acts at
     the times of `guidance_interval` (1 is pure noise, 0 the finished video); see diffusion.guidance for `rescale`.
+    `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert. `grid` is the model's.
     """
 
     prompt: str
@@ -42,11 +43,13 @@ class Request:
     fps: Fraction = Fraction(16)
     steps: int = 20
     guidance_scale: float = 5.0
+    guidance_scale_2: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     sampler: str = "euler"
     seed: int = 0
     num_videos: int = 1
+    grid: Grid = OURS
 
     def __post_init__(self) -> None:
         check_text("PROMPT", self.prompt)
@@ -55,6 +58,8 @@ class Request:
         check_range("--frames", self.frames, 1, 1_000_000, whole=True)
         check_range("--steps", self.steps, 1, MAX_STEPS, whole=True)
         check_range("--guidance-scale", self.guidance_scale, 0, 100)
+        if self.guidance_scale_2 is not None:
+            check_range("--guidance-scale-2", self.guidance_scale_2, 0, 100)
         check_range("--guidance-rescale", self.guidance_rescale, 0, 1)
         for end in self.guidance_interval:
             check_range("--guidance-interval", end, 0, 1)
@@ -75,7 +80,7 @@ class Request:
                 f"({most} frames)"
                 if most
                 else f"--size {self.width}x{self.height} is too large for one video; "
-                f"the nearest valid value is {_fitting(self.width, self.height)}"
+                f"the nearest valid value is {_fitting(self.width, self.height, self.grid.side)}"
             )
 
     @property
@@ -85,12 +90,12 @@ class Request:
 
     @property
     def padded(self) -> VideoShape:
-        """What is drawn before the crop: 4k+1 frames, sides in multiples of 16."""
-        return self.shape.snapped(temporal=4, spatial=16)
+        """What is drawn before the crop: whole cells and tokens of the model, as 4k+1 frames and sides of 16 pixels."""
+        return self.grid.snapped(self.shape)
 
     @property
     def tokens(self) -> TokenShape:
-        return self.padded.latent().tokens()
+        return self.grid.tokens(self.padded)
 
     def notes(self, trained: VideoShape = TRAINED) -> list[str]:
         """One line about each way in which the request lies far from what the model was trained on."""
@@ -108,17 +113,19 @@ class Request:
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable fields."""
-        return {**asdict(self), "fps": float(self.fps)}
+        """JSON-serialisable fields of what was asked for."""
+        values = {**asdict(self), "fps": float(self.fps)}
+        del values["grid"]
+        return {name: value for name, value in values.items() if value is not None}
 
     def _most_frames(self) -> int:
         per_latent = self.tokens.h * self.tokens.w
-        return max(0, 4 * (MAX_TOKENS // per_latent - 1) + 1)
+        return max(0, self.grid.temporal * (MAX_TOKENS // per_latent - 1) + 1)
 
 
-def _fitting(width: int, height: int) -> str:
-    shrink = math.sqrt(256 * MAX_TOKENS / (width * height))
-    return f"{int(width * shrink) // 16 * 16}x{int(height * shrink) // 16 * 16}"
+def _fitting(width: int, height: int, side: int) -> str:
+    shrink = math.sqrt(side**2 * MAX_TOKENS / (width * height))
+    return f"{int(width * shrink) // side * side}x{int(height * shrink) // side * side}"
 
 
 def request_of(
@@ -133,6 +140,8 @@ def request_of(
     """A request with `defaults` for what is not given, or None. Raises UserError for any value that cannot be."""
     rate = defaults.fps if fps is None else read_fps(fps)
     chosen = {name: value for name, value in given.items() if value is not None}
+    if "guidance_scale_2" in chosen and defaults.guidance_scale_2 is None:
+        raise UserError("--guidance-scale-2: the model has one expert; leave it out, --guidance-scale holds throughout")
     length = frames_of(seconds, frames, rate, defaults.frames)
     request = replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
     check_memory(request.width, request.height, free_memory())
@@ -167,17 +176,17 @@ def free_memory() -> float:
 
 def known_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a model folder that a Request has; raises UserError for a frame rate that none can be."""
-    names = ("width", "height", "frames", "steps", "sampler", "guidance_scale", "guidance_rescale")
-    values = {name: defaults[name] for name in names if name in defaults}
+    names = ("width", "height", "frames", "steps", "sampler", "guidance_scale", "guidance_scale_2", "guidance_rescale")
+    values = {name: defaults[name] for name in (*names, "negative_prompt") if name in defaults}
     if "guidance_interval" in defaults:
         values["guidance_interval"] = tuple(defaults["guidance_interval"])  # JSON gives lists
     return {**values, "fps": read_fps(defaults.get("fps", Request.fps))}
 
 
-def window_of(defaults: Mapping[str, Any]) -> int:
+def window_of(defaults: Mapping[str, Any], grid: Grid) -> int:
     """Latent frames that a model paints at once: its `window`, or the length that it was trained on."""
-    trained = VideoShape(int(defaults.get("frames", TRAINED.frames)), 16, 16)
-    return int(defaults.get("window", trained.latent().frames))
+    trained = VideoShape(int(defaults.get("frames", TRAINED.frames)), 1, 1)
+    return int(defaults.get("window", grid.latent(trained).frames))
 
 
 LONG = ("auto", "whole", "sliding", "long-range", "hierarchy")  # plans of generate.long, named here without torch
@@ -191,13 +200,22 @@ def how_of(how: str, frames: int, defaults: Mapping[str, Any]) -> str:
         raise UserError(f"--long {how[:40]!r}: unknown; the nearest is {near}")
     if how != "auto":
         return how
-    return "hierarchy" if "window" in defaults and frames > window_of(defaults) else "whole"
+    return "hierarchy" if "window" in defaults and frames > int(defaults["window"]) else "whole"
 
 
 def check_prompt(prompt: str) -> None:
     """Raise UserError for a prompt that says nothing."""
     if not prompt.strip():
         raise UserError('PROMPT is empty: say what the video shows, for example "a red ball rolls to the right"')
+
+
+def check_pictures(needed: int, given: int) -> None:
+    """Raise UserError for a model that cannot do without a first picture, or a first and a last one, and lacks it."""
+    if given >= needed:
+        return
+    if needed == 1:
+        raise UserError("--image is missing: this model brings a picture to life; give the first frame")
+    raise UserError("this model leads from one picture to another: give both, `worldline interpolate A B PROMPT`")
 
 
 def check_text(argument: str, text: str) -> None:
