@@ -1,11 +1,12 @@
-"""A Wan folder in diffusers' layout generates what diffusers generates: latents and pixels, guided and with a negative
-prompt; and what is wrong with a folder is told before anything is computed."""
+"""Folders of the whole Wan family in diffusers' layout generate what diffusers generates: latents and pixels, guided
+and with a negative prompt; each published pitfall tells; and what is wrong is told before anything is computed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,126 +14,314 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import load_parts, save_pretrained
 from worldline.cli import main
+from worldline.dit.conditions import Conditions
 from worldline.errors import UserError
-from worldline.generate.pipeline import Drawing, Pipeline
+from worldline.generate import edit
+from worldline.generate import pipeline as pipeline_module
+from worldline.generate.canvas import Canvas, timeline
+from worldline.generate.pipeline import Deferred, Drawing, Pipeline
+from worldline.media.read import Video, read_video
+from worldline.media.write import write_image
+from worldline.shapes import Grid
 
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("ftfy")
+for needed in ("diffusers", "transformers", "ftfy", "tokenizers"):
+    pytest.importorskip(needed)
 
-WORDS = ["a", "red", "ball", "rolls", "blue", "cube", "blurry", "bad"]
-PROMPT, NEGATIVE = "a red ball rolls", "blurry bad"
+from tests.checkpoints.wan_folders import KINDS, NEGATIVE, PROMPT, make, theirs  # noqa: E402
 
-
-def tokenizer(folder: Path) -> None:
-    """Words and the end, as umT5's tokenizer.json ends every prompt."""
-    tokenizers = pytest.importorskip("tokenizers")
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{word: i + 3 for i, word in enumerate(WORDS)}}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
-    )
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
-    )
-    fast.save_pretrained(folder)
+LIMIT = 1e-5  # relative, of latents after 4 guided steps in fp32; 2e-6 is seen
+RNG = np.random.default_rng(0)
+A, B = (RNG.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in range(2))
+WIDE = RNG.integers(0, 256, (32, 64, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny Wan 2.1 pipeline, every parameter random."""
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("wan") / "tiny"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dit = diffusers.WanTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=20, text_dim=16, freq_dim=16, ffn_dim=64, num_layers=2
-        )
-        vae = diffusers.AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1)
-    text = transformers.UMT5EncoderModel(
-        transformers.UMT5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    )
-    for module in (dit, vae, text):
-        for name, value in module.named_parameters():
-            value.data = torch.randn_like(value) * (0.2 if value.dim() > 1 else 0.3)
-            if name.endswith(("norm_q.weight", "norm_k.weight", "gamma")) or "layer_norm" in name:
-                value.data += 1
-    for name, module in (("transformer", dit), ("vae", vae), ("text_encoder", text)):
-        module.save_pretrained(place / name)
-    tokenizer(place / "tokenizer")
-    scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
-    )
-    scheduler.save_pretrained(place / "scheduler")
-    index = {"_class_name": "WanPipeline", "_diffusers_version": diffusers.__version__}
-    index |= {"transformer": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"]}
-    index |= {"text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
-    index |= {"scheduler": ["diffusers", "UniPCMultistepScheduler"]}
-    (place / "model_index.json").write_text(json.dumps(index))
-    return place
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny folder of a kind, made once."""
+    place = tmp_path_factory.mktemp("wan")
+
+    def folder(kind: str) -> Path:
+        path = place / kind.replace(", ", "-").replace(" ", "-")
+        return path if path.exists() else make(path, **KINDS[kind])
+
+    return folder
 
 
-def read(kind: Any, place: Path) -> Any:
-    """A diffusers model from its folder; `from_pretrained` would need accelerate for this one."""
-    model = kind.from_config(json.loads((place / "config.json").read_text()))
-    model.load_state_dict(load_file(place / "diffusion_pytorch_model.safetensors"))
-    return model.eval()
+@pytest.fixture(scope="module")
+def folder(folders: Callable[[str], Path]) -> Path:
+    """Wan 2.1, text to video."""
+    return folders("text")
 
 
-def theirs(folder: Path, monkeypatch: pytest.MonkeyPatch, **call: Any) -> np.ndarray:
-    """diffusers' own pipeline on the folder; its sigmas are those of Wan's authors."""
-    from worldline.diffusion.timesteps import wan_schedule
-
-    fast = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe = diffusers.WanPipeline(
-            tokenizer=fast,
-            text_encoder=transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
-            vae=read(diffusers.AutoencoderKLWan, folder / "vae"),
-            scheduler=diffusers.UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
-            transformer=read(diffusers.WanTransformer3DModel, folder / "transformer"),
-        )
-        pipe.set_progress_bar_config(disable=True)
-        set_timesteps = type(pipe.scheduler).set_timesteps
-
-        def authors(self: Any, steps: int, device: Any = None, **more: Any) -> None:
-            set_timesteps(self, steps, device=device, **more)
-            self.sigmas, self.timesteps = wan_schedule(steps, 3.0)
-
-        monkeypatch.setattr(type(pipe.scheduler), "set_timesteps", authors)
-        out = pipe(
-            prompt=PROMPT,
-            negative_prompt=NEGATIVE,
-            guidance_scale=5.0,
-            generator=torch.Generator().manual_seed(3),
-            max_sequence_length=512,
-            **call,
-        )
-    frames: np.ndarray = out.frames[0] if call.get("output_type") != "latent" else out.frames
-    return frames
+def error(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("size", [(9, 32, 48), (5, 48, 32), (1, 32, 32)])
-def test_the_pipeline_is_wans(size: tuple[int, int, int], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, height, width = size
-    pipeline = Pipeline(load_parts(folder), dtype=torch.float32)
+def canvas_of(images: tuple[np.ndarray, ...], frames: int) -> Canvas:
+    first, *last = (image[None] for image in images)
+    return timeline([first, frames - 1 - len(last), *last])
+
+
+def pipeline_of(folder: Path, **changed: Any) -> Pipeline:
+    return Pipeline(dataclasses.replace(load_parts(folder), **changed), dtype=torch.float32)
+
+
+def latents(pipeline: Pipeline, frames: int, height: int, width: int, *images: np.ndarray, **asked: Any) -> Tensor:
+    """Ours, of 4 steps."""
+    settings = {"guidance_scale": 5.0, **asked}
     request = pipeline.request(
-        PROMPT, negative_prompt=NEGATIVE, frames=frames, height=height, width=width, steps=4, seed=3
+        PROMPT, negative_prompt=NEGATIVE, frames=frames, height=height, width=width, steps=4, seed=3, **settings
     )
-    assert (request.sampler, request.guidance_scale) == ("unipc", 5.0)
-    call = {"num_frames": frames, "height": height, "width": width, "num_inference_steps": 4}
-    expected = theirs(folder, monkeypatch, output_type="latent", **call)
-    latents = pipeline.sample([PROMPT], [3], Drawing.of(request))[0]
-    assert float((latents - expected[0]).norm() / expected[0].norm()) < 1e-4
-    pixels = pipeline.run(request).frames
-    shown = theirs(folder, monkeypatch, output_type="np", **call)
-    assert np.abs(pixels / 255 - shown).max() < 1.5 / 255
+    assert request.sampler == "unipc"
+    condition = pipeline.condition(canvas_of(images, frames)) if images else None
+    return pipeline.sample([PROMPT], [3], Drawing.of(request), condition)[0]
+
+
+def call(frames: int, height: int, width: int) -> dict[str, int]:
+    return {"num_frames": frames, "height": height, "width": width, "num_inference_steps": 4}
+
+
+# ---- what diffusers generates --------------------------------------------------------------------
+
+
+CASES: list[tuple[str, tuple[int, int, int], tuple[np.ndarray, ...]]] = [
+    ("text", (9, 32, 48), ()),
+    ("text", (5, 48, 32), ()),
+    ("text", (1, 32, 32), ()),
+    ("image", (9, 32, 32), (A,)),
+    ("both ends", (9, 32, 32), (A, B)),
+    ("text, experts", (5, 32, 48), ()),
+    ("image, experts", (9, 32, 64), (WIDE,)),
+    ("image, experts", (9, 32, 32), (A, B)),
+    ("text and image", (9, 32, 64), ()),
+    ("text and image", (9, 32, 64), (WIDE,)),
+]
+
+
+@pytest.mark.parametrize(("kind", "size", "images"), CASES)
+def test_latents_are_wans(
+    kind: str, size: tuple[int, int, int], images: tuple[np.ndarray, ...], folders: Callable[[str], Path]
+) -> None:
+    """With the sigmas of Wan's authors."""
+    two = {"guidance_scale_2": 2.5} if "experts" in kind else {}
+    got = latents(pipeline_of(folders(kind)), *size, *images, **two)
+    assert error(got, theirs(folders(kind), images, **call(*size), **two)) < LIMIT
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "text and image"])
+def test_pixels_are_wans(kind: str, folders: Callable[[str], Path]) -> None:
+    image = None if kind == "text" else A if kind == "image" else WIDE
+    size = (5, 32, 32) if kind == "image" else (5, 32, 64)
+    shown = theirs(folders(kind), () if image is None else (image,), output_type="np", **call(*size))
+    pipeline = pipeline_of(folders(kind))
+    asked = {"frames": size[0], "height": size[1], "width": size[2], "guidance_scale": 5.0, "steps": 4, "seed": 3}
+    request = pipeline.request(PROMPT, negative_prompt=NEGATIVE, **asked)
+    if image is None:
+        pixels = pipeline.run(request).frames
+    else:
+        pixels = np.stack(list(pipeline.paint(canvas_of((image,), 5), request, keep=False)))
+        assert np.array_equal(pipeline.run(request, image).frames[0], image)
+    assert np.abs(pixels / 255 - np.asarray(shown)).max() < 1.5 / 255
+
+
+def test_interpolation_is_from_the_first_to_the_last_frame(folders: Callable[[str], Path]) -> None:
+    """The last picture is one frame, not the four of a latent frame."""
+    pipeline = pipeline_of(folders("both ends"))
+    size = {"frames": 9, "height": 32, "width": 32, "steps": 4, "seed": 3, "guidance_scale": 5.0}
+    asked = {**size, "negative_prompt": NEGATIVE}
+    made = edit.interpolate(pipeline, A, B, PROMPT, reencode=True, **asked).frames
+    shown = theirs(folders("both ends"), (A, B), output_type="np", **call(9, 32, 32))
+    assert np.abs(made / 255 - np.asarray(shown)).max() < 1.5 / 255
+    kept = edit.interpolate(pipeline, A, B, PROMPT, **asked).frames
+    assert np.array_equal(kept[0], A)
+    assert np.array_equal(kept[-1], B)
+
+
+# ---- the published pitfalls, put back --------------------------------------------------------------
+
+
+Break = Callable[[Pipeline, pytest.MonkeyPatch], None]
+
+
+def conditioned(change: Callable[[Conditions], Conditions]) -> Break:
+    def put_back(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+        own = pipeline.condition
+        patch.setattr(pipeline, "condition", lambda canvas: change(own(canvas)))
+
+    return put_back
+
+
+def zero_beside(known: Conditions) -> Conditions:
+    return dataclasses.replace(known, known=known.known * known.mask.amin(0))
+
+
+def whole_cells(known: Conditions) -> Conditions:
+    return dataclasses.replace(known, mask=known.mask.amax(0).expand_as(known.mask))
+
+
+def words_alone_are_negative(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    """Without the prompt, the picture is not told either."""
+    own = pipeline._told
+
+    def told(text: Any, condition: Conditions) -> Any:
+        both = own(text, condition)
+        rows = len(both.image) // 2
+        return both._replace(image=torch.cat([both.image[:rows], torch.zeros_like(both.image[rows:])]))
+
+    patch.setattr(pipeline, "_told", told)
+
+
+def first_picture_alone(known: Conditions) -> Conditions:
+    assert known.pictures is not None
+    return dataclasses.replace(known, pictures=known.pictures[:5].repeat(2, 1))
+
+
+def black(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    own = pipeline.encode
+    patch.setattr(pipeline, "encode", lambda frames, known=None: own(frames))
+
+
+def last_layer(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    encoder = pipeline.parts.image
+    assert encoder is not None
+
+    def encode(pixels: Tensor) -> Tensor:
+        states: Tensor = encoder.model(pixel_values=encoder._ready(pixels), output_hidden_states=True).hidden_states[-1]
+        return states
+
+    patch.setattr(encoder, "encode", encode)
+
+
+def one_time(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    own = pipeline_module.place_known
+    patch.setattr(pipeline_module, "place_known", lambda x, t, known, mask: (own(x, t, known, mask)[0], t))
+
+
+def replaced(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    pipeline.dit.config = dataclasses.replace(pipeline.dit.config, known="noisy")
+
+
+def swapped(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    assert pipeline.low is not None
+    pipeline.dit, pipeline.low = pipeline.low, pipeline.dit
+
+
+def one_expert(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    pipeline.low = None
+
+
+def native_order(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    """The authors list the scale of the low noise first."""
+    own = pipeline.sample
+
+    def sample(prompts: Any, seeds: Any, drawing: Drawing, condition: Any) -> Any:
+        assert drawing.guidance_scale_2 is not None
+        scales = {"guidance_scale": drawing.guidance_scale_2, "guidance_scale_2": drawing.guidance_scale}
+        return own(prompts, seeds, dataclasses.replace(drawing, **scales), condition)
+
+    patch.setattr(pipeline, "sample", sample)
+
+
+PITFALLS: list[tuple[str, tuple[np.ndarray, ...], Break]] = [
+    ("image", (A,), conditioned(zero_beside)),
+    ("image", (A,), black),
+    ("image", (A,), last_layer),
+    ("image", (A,), words_alone_are_negative),
+    ("both ends", (A, B), conditioned(whole_cells)),
+    ("both ends", (A, B), conditioned(first_picture_alone)),
+    ("image, experts", (A,), swapped),
+    ("image, experts", (A,), one_expert),
+    ("image, experts", (A,), native_order),
+    ("text and image", (WIDE,), one_time),
+    ("text and image", (WIDE,), replaced),
+]
+
+
+@pytest.mark.parametrize(("kind", "images", "pitfall"), PITFALLS)
+def test_a_pitfall_put_back_tells(
+    kind: str,
+    images: tuple[np.ndarray, ...],
+    pitfall: Break,
+    folders: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    two = {"guidance_scale_2": 2.5} if "experts" in kind else {}
+    size = 5, *images[0].shape[:2]
+    expected = latents(pipeline_of(folders(kind)), *size, *images, **two)
+    broken = pipeline_of(folders(kind))
+    pitfall(broken, monkeypatch)
+    assert error(latents(broken, *size, *images, **two), expected) > 10 * LIMIT
+
+
+def test_the_boundary_itself_is_high_noise(folders: Callable[[str], Path]) -> None:
+    """Of diffusers' sigmas at 4 steps and shift 3 one is the timestep 900, which is not below 0.9."""
+    folder = folders("image, experts")
+    scheduler = dataclasses.replace(load_parts(folder).scheduler, spacing="diffusers")
+    timesteps = scheduler.times(4, 1)[1]
+    assert timesteps is not None
+    assert 900 in timesteps.tolist()
+    expected = theirs(folder, (A,), "diffusers", **call(5, 32, 32))
+    got = latents(pipeline_of(folder, scheduler=scheduler), 5, 32, 32, A, guidance_scale_2=5.0)
+    assert error(got, expected) < LIMIT
+    late = latents(pipeline_of(folder, scheduler=scheduler, boundary=0.901), 5, 32, 32, A, guidance_scale_2=5.0)
+    assert error(late, expected) > 10 * LIMIT
+
+
+# ---- what is known before the weights are read -----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_traits_are_those_of_the_loaded_model(kind: str, folders: Callable[[str], Path]) -> None:
+    folder = folders(kind)
+    ready, deferred = pipeline_of(folder), Deferred(folder, layout.defaults(folder))
+    for name in ("grid", "driven", "pictures", "defaults", "window"):
+        assert getattr(ready, name) == getattr(deferred, name)
+    assert ready.grid == (Grid(4, 16) if kind == "text and image" else Grid(4, 8))
+    assert ready.pictures == {"image": 1, "image, experts": 1, "both ends": 2}.get(kind, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "frames", "fps", "steps", "scales"),
+    [
+        ("text", (832, 480), 81, 16, 50, (5.0, None)),
+        ("image", (832, 480), 81, 16, 40, (5.0, None)),
+        ("both ends", (1280, 720), 81, 16, 50, (5.0, None)),
+        ("text, experts", (1280, 720), 81, 16, 40, (4.0, 3.0)),
+        ("image, experts", (1280, 720), 81, 16, 40, (3.5, 3.5)),
+        ("text and image", (1280, 704), 121, 24, 50, (5.0, None)),
+    ],
+)
+def test_defaults_are_the_authors(
+    kind: str,
+    size: tuple[int, int],
+    frames: int,
+    fps: int,
+    steps: int,
+    scales: tuple[float, float | None],
+    folders: Callable[[str], Path],
+) -> None:
+    folder = folders(kind)
+    request = Deferred(folder, layout.defaults(folder)).request(PROMPT)
+    assert ((request.width, request.height), request.frames, request.fps, request.steps) == (size, frames, fps, steps)
+    assert (request.guidance_scale, request.guidance_scale_2) == scales
+    assert "畸形的" in request.negative_prompt
+    assert request.negative_prompt.startswith("镜头晃动") == (kind in ("image", "both ends"))
+    assert request.padded.height % (32 if kind == "text and image" else 16) == 0
+
+
+def test_sizes_are_padded_to_the_models_own_tokens(folders: Callable[[str], Path]) -> None:
+    pipeline = pipeline_of(folders("text and image"))
+    made = pipeline.generate(PROMPT, frames=3, height=40, width=33, steps=1, image=WIDE)
+    assert made.frames.shape == (3, 40, 33, 3)
+    assert pipeline.request("a", frames=3, height=40, width=33).padded.height == 64
+
+
+# ---- the command line, and what is refused -----------------------------------------------------------
 
 
 def test_the_command_line_and_info_know_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +336,109 @@ def test_the_command_line_and_info_know_it(folder: Path, tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out)["frames"] == 81
     with pytest.raises(UserError, match="our own models"):
         save_pretrained(load_parts(folder), tmp_path / "copy")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    for name, picture in (("a", A), ("b", B)):
+        write_image(tmp_path / f"{name}.png", picture)
+    return [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("text", ["generate", PROMPT, "--image", "A"]),
+        ("image", ["generate", PROMPT, "--image", "A"]),
+        ("image", ["animate", "A", PROMPT]),
+        ("image, experts", ["interpolate", "A", "B", PROMPT]),
+        ("image, experts", ["animate", "A", PROMPT, "--guidance-scale-2", "2"]),
+        ("both ends", ["interpolate", "A", "B", PROMPT]),
+        ("text and image", ["animate", "A", PROMPT]),
+        ("text and image", ["interpolate", "A", "B", PROMPT, "--frames", "6"]),
+    ],
+)
+def test_pictures_come_to_life(
+    kind: str,
+    words: list[str],
+    folders: Callable[[str], Path],
+    pictures: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = dict(zip("AB", pictures, strict=True))
+    out = tmp_path / "out.mp4"
+    settings = ["--model", str(folders(kind)), "--size", "32x32", "--steps", "1", "-o", str(out), "--json"]
+    settings += [] if "--frames" in words else ["--frames", "5"]
+    assert main([*(names.get(word, word) for word in words), *settings]) == 0
+    told, said = capsys.readouterr()
+    assert json.loads(told)["known"] == ("replacement" if kind == "text" else "masks")
+    assert ("held by replacement" in said) == (kind == "text")
+    assert len(read_video(out).frames) == (6 if "6" in words else 5)
+
+
+def test_a_clip_goes_on(folders: Callable[[str], Path]) -> None:
+    clip = Video(np.stack([A] * 5), 16)
+    for kind in ("image", "image, experts", "text and image"):
+        made = edit.extend(pipeline_of(folders(kind)), clip, PROMPT, 0.25, steps=1).frames
+        assert np.array_equal(made[:5], clip.frames)
+        assert len(made) == 9
+
+
+def test_what_a_model_lacks_is_one_line(
+    folders: Callable[[str], Path], pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out.mp4")
+    image, ends = str(folders("image")), str(folders("both ends"))
+    for words, line in (
+        (["generate", PROMPT, "--model", image, "--dry-run"], "--image is missing"),
+        (["image", PROMPT, "--model", image, "-o", str(tmp_path / "out.png")], "--image is missing"),
+        (["generate", PROMPT, "--model", ends, "--image", pictures[0]], "worldline interpolate A B"),
+        (["animate", pictures[0], PROMPT, "--model", ends, "-o", out], "worldline interpolate A B"),
+        (["generate", PROMPT, "--model", str(folders("text")), "--guidance-scale-2", "3"], "one expert"),
+        (["generate", PROMPT, "--model", image, "--image", pictures[0], "--long", "sliding"], "--long sliding"),
+    ):
+        assert main([*words, "--seed", "1"]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert line in said.splitlines()[-1]
+        assert said.count("\n") == 1 or "sliding" in words  # which is found out with the model
+    pipeline = pipeline_of(folders("image"))
+    clip = Video(np.stack([A] * 5), 16)
+    for ask, line in (
+        (lambda: pipeline.generate(PROMPT, frames=5, height=32, width=32), "--image is missing"),
+        (lambda: edit.remix(pipeline, clip, PROMPT), "--image is missing"),
+        (lambda: edit.extend(pipeline, clip, PROMPT, long="sliding"), "--long sliding"),
+        (lambda: edit.extend(pipeline_of(folders("both ends")), clip, PROMPT), "worldline interpolate A B"),
+    ):
+        with pytest.raises(UserError, match=line):
+            ask()
+
+
+def test_an_expert_that_is_missing_or_another_is_told(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folders("text, experts"), broken)
+    whole = layout.model_hash(broken)
+    config = broken / "transformer_2" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "num_attention_heads": 1, "attention_head_dim": 40}))
+    assert layout.model_hash(broken) != whole  # both experts are what provenance records
+    with pytest.raises(UserError, match="experts differ"):
+        load_parts(broken)
+    shutil.rmtree(broken / "transformer_2")
+    with pytest.raises(UserError, match=r"transformer_2.* is missing"):
+        layout.check(broken)
+
+
+def test_scale_factors_that_do_not_fit_are_told(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folders("text and image"), broken)
+    config = broken / "vae" / "config.json"
+    values = json.loads(config.read_text())
+    for factor, line in ((8, "scale factors"), (0, "no cells"), ("many", "no cells")):
+        config.write_text(json.dumps({**values, "scale_factor_spatial": factor}))
+        with pytest.raises(UserError, match=line):
+            load_parts(broken)
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])

@@ -141,6 +141,8 @@ def test_config_survives_json_and_refuses_what_cannot_be() -> None:
     assert DiTConfig(**json.loads(json.dumps(asdict(TINY)))) == TINY
     with pytest.raises(UserError, match="heads=3"):
         DiTConfig(heads=3)
+    with pytest.raises(UserError, match="known='grey'"):
+        DiTConfig(known="grey")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="rope_axes"):
         DiTConfig(rope_axes=(16, 16, 16))
 

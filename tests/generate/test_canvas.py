@@ -36,6 +36,11 @@ def test_a_cell_is_known_when_all_its_pixels_are() -> None:
     cells = Canvas(clip(9), known).cells(Grid())
     assert (~cells).sum() == 1
     assert not cells[2, 1, 2]
+    of_frames = Canvas(clip(9), known).cells_of_frames(Grid())
+    assert of_frames[:, 2, 1, 2].tolist() == [True, False, True, True]
+    ends = timeline([clip(1), 7, clip(1)]).cells_of_frames(Grid()).all((2, 3))
+    assert ends.T.tolist() == [[True] * 4, [False] * 4, [False] * 3 + [True]]
+    assert timeline([clip(9)]).cells(Grid(8, 16)).shape == (2, 1, 2)
 
 
 def test_padding_repeats_the_far_edges() -> None:

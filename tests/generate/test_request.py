@@ -19,6 +19,7 @@ from worldline.generate.request import (
     read_size,
     request_of,
 )
+from worldline.shapes import Grid
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (64, 64), (101, 77)])
@@ -48,6 +49,27 @@ def test_notes_only_where_training_is_far() -> None:
     assert "65 frames" in Request("a", frames=65).notes()[0].replace("at 65", "65 frames")
     assert "cropped" in Request("a", width=60).notes()[0]
     assert Request("a", frames=1).notes() == []
+
+
+def test_a_request_is_padded_to_the_models_own_grid() -> None:
+    request = Request("a", width=40, height=33, frames=6, grid=Grid(8, 16, (1, 2, 2)))
+    assert (request.padded.frames, request.padded.height, request.padded.width) == (9, 64, 64)
+    assert request.tokens.count == 2 * 2 * 2
+    assert "grid" not in request.as_dict()
+    with pytest.raises(UserError, match=r"\((\d+) frames\)$") as caught:
+        Request("a", width=1024, height=1024, frames=1_000_000, grid=Grid(8, 16))
+    frames = int(str(caught.value).split("(")[-1].split()[0])
+    assert Request("a", width=1024, height=1024, frames=frames, grid=Grid(8, 16)).tokens.count <= MAX_TOKENS
+
+
+def test_a_second_scale_needs_a_second_expert() -> None:
+    with pytest.raises(UserError, match="--guidance-scale-2: the model has one expert"):
+        request_of(Request(""), "a", guidance_scale_2=3.0)
+    two = Request("", guidance_scale_2=2.0)
+    assert request_of(two, "a").guidance_scale_2 == 2.0
+    assert request_of(two, "a", guidance_scale_2=3.0).as_dict()["guidance_scale_2"] == 3.0
+    with pytest.raises(UserError, match="--guidance-scale-2"):
+        Request("", guidance_scale_2=101.0)
 
 
 def test_fps_is_exact() -> None:

@@ -136,7 +136,7 @@ def weight_files(folder: Path, component: str) -> list[Path]:
 def components(folder: Path) -> dict[str, str]:
     """The components that a folder has to hold, and the names of their configs."""
     index = read_json(folder / INDEX)
-    named = [name for name in OPTIONAL if (index.get(name) or [None])[0] is not None]
+    named = [name for name in OPTIONAL if index.get(name) not in (None, [None, None])]
     return CONFIG_NAMES | dict.fromkeys(named, "config.json")
 
 
@@ -192,10 +192,13 @@ def traits(folder: Path) -> Traits:
     ours = read_json(folder / INDEX)["_class_name"] == PIPELINE_CLASS
     names = ("temporal", "spatial") if ours else ("scale_factor_temporal", "scale_factor_spatial")
     temporal, spatial = (vae.get(name, usual) for name, usual in zip(names, (Grid.temporal, Grid.spatial), strict=True))
-    patch = tuple(dit.get("patch" if ours else "patch_size", Grid.patch))
+    patch = dit.get("patch" if ours else "patch_size", Grid.patch)
+    sizes = [temporal, spatial, *(patch if isinstance(patch, list | tuple) and len(patch) == 3 else [patch])]
+    if len(sizes) != 5 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UserError(f"--model {folder}: no cells of {sizes} frames and pixels can be; copy the model folder again")
     beside = not ours and dit.get("in_channels", 16) != dit.get("out_channels", 16)
     pictures = (2 if dit.get("pos_embed_seq_len") else 1) if beside else 0
-    return Traits(Grid(temporal, spatial, patch), bool(dit.get("actions")), pictures)
+    return Traits(Grid(temporal, spatial, tuple(patch)), bool(dit.get("actions")), pictures)
 
 
 def _suggestion(folder: Path) -> str:

@@ -107,7 +107,7 @@ def run_generate(args: argparse.Namespace) -> None:
     pipeline = load(folder)
     for line in pipeline.hints(request):
         note(line)
-    long = how_of(args.long, latent.frames, defaults) != "whole" and out.suffix.lower() == ".mp4"
+    long = pipeline.plan_for(latent.frames, args.long) != "whole" and out.suffix.lower() == ".mp4"
     with progress("sampling") as update:
         if long:
             return _write_long(args, pipeline, request, image, out, update)

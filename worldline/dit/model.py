@@ -99,7 +99,7 @@ class DiT(nn.Module):
             timestep: (N,) float32 in [0, 1], 1 = pure noise; wholly known tokens have 0.
             text: states of all prompts, or what `read` made of them once for all steps.
             known: (N, D) known tokens, zero where unknown; None means nothing is known. Not read without `masks`.
-            mask: (N, P), 1 = known; None means nothing is known.
+            mask: (N, M*P), 1 = known, M the config's `mask_values`; None means nothing is known.
             trace: receives the states (N, width) after every block.
             actions: (N, A + 1) as `Actions` reads them; None means none are given.
 

@@ -288,7 +288,9 @@ class Pipeline:
         `prompts`: (latent frame, prompt), as in `paint`, the first from the beginning: each stretch is painted in view
         of all before it.
         """
-        known = conditions.mask.flatten(2).amin((0, 2)).bool().tolist()
+        clip = self.dit.config.holding == "clip"
+        # A model that reads a clip makes all of it anew: what is known stands beside.
+        known = (conditions.mask.flatten(2).amin((0, 2)).bool() & (not clip)).tolist()
         told = [prompt for _, prompt in prompts] or [request.prompt]
         cuts = [0, *(first for first, _ in prompts[1:]), len(known)]
         steps: list[Step] = []
@@ -296,7 +298,7 @@ class Pipeline:
         for prompt, (first, stop) in zip(told, itertools.pairwise(cuts), strict=True):
             steps += plan([True] * first + known[first:stop], self.window, self.plan_for(stop, how))
             words += [prompt] * (len(steps) - len(words))
-        if len(steps) > 1 and self.dit.config.holding == "clip":
+        if clip and len(steps) > 1:
             raise UserError("PROMPT: the model reads what is known as one clip; give one prompt for all of it")
 
         def sample(number: int, step: Step, part: Conditions) -> Tensor:
@@ -332,6 +334,7 @@ class Pipeline:
         """
         drawing = Drawing.of(request)
         latent = self.grid.latent(drawing.shape)
+        self.plan_for(latent.frames, how)
         conditions = none((self.dit.config.in_channels, latent.frames, latent.height, latent.width))
         if inputs is not None:
             actions = driven(torch.from_numpy(inputs), range(latent.frames), self.grid.temporal)
