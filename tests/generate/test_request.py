@@ -68,6 +68,8 @@ def test_a_second_scale_needs_a_second_expert() -> None:
     two = Request("", guidance_scale_2=2.0)
     assert request_of(two, "a").guidance_scale_2 == 2.0
     assert request_of(two, "a", guidance_scale_2=3.0).as_dict()["guidance_scale_2"] == 3.0
+    assert request_of(two, "a", guidance_scale=1.0).guidance_scale_2 == 1.0  # 1 turns guidance off
+    assert request_of(two, "a", guidance_scale=6.0, guidance_scale_2=3.0).guidance_scale_2 == 3.0
     with pytest.raises(UserError, match="--guidance-scale-2"):
         Request("", guidance_scale_2=101.0)
 

@@ -254,7 +254,7 @@ def load(folder: Path) -> Parts:
 def _transformer(folder: Path, component: str, known: Known | None) -> DiT:
     place = folder / component
     config = config_of(layout.read_json(place / "config.json"), str(place))
-    config = replace(config, known=known or config.known)
+    config = replace(config, known=config.known or known)
     weights = read_weights(layout.weight_files(folder, component))
     return loaded(partial(DiT, config), table(config), weights, str(place), UNUSED)
 

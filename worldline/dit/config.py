@@ -59,7 +59,7 @@ class TransformerConfig:
         """How what is known is held in sampling.
 
         "clean": it stands clean among the noisy tokens, its own at time 0. "clip": it is only read beside them, as a
-        clip whose unknown pixels are grey. "noisy": the model knows neither, and sees it as noisy as the rest.
+        clip whose unknown pixels are grey. "noisy": the model was taught neither, and sees it as noisy as the rest.
         """
         return self.known or ("clean" if self.masks else "noisy")
 

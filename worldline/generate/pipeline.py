@@ -458,8 +458,8 @@ class Pipeline:
         eps = noise.to(self.device).repeat(copies, 1)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            dit, strength = self._expert(t, drawing)
-            scale = 1.0 if copies == 1 else scale_at(float(t), strength, drawing.guidance_interval)
+            dit, most = self._expert(t, drawing)
+            scale = 1.0 if copies == 1 else scale_at(float(t), most, drawing.guidance_interval)
             count = 1 if scale == 1.0 else copies  # of the copies, the first alone has the prompt
             rows, ends = count * last, count * videos + 1
             tokens, timestep = x.repeat(count, 1), t.expand(count * len(x))

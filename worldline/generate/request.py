@@ -142,6 +142,8 @@ def request_of(
     chosen = {name: value for name, value in given.items() if value is not None}
     if "guidance_scale_2" in chosen and defaults.guidance_scale_2 is None:
         raise UserError("--guidance-scale-2: the model has one expert; leave it out, --guidance-scale holds throughout")
+    if "guidance_scale" in chosen and defaults.guidance_scale_2 is not None:
+        chosen = {"guidance_scale_2": chosen["guidance_scale"], **chosen}  # one scale that is given holds for both
     length = frames_of(seconds, frames, rate, defaults.frames)
     request = replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
     check_memory(request.width, request.height, free_memory())
