@@ -147,7 +147,7 @@ def theirs(row: str, at: Setting) -> Run:
     if row in GRIDS or row == "end-to-end":
         source = our_dit(at)
         dit = diffusers.WanTransformer3DModel(**MODELS[at.model]).eval().requires_grad_(False)
-        dit.load_state_dict(to_theirs(wan.table(source.config), source.state_dict()))
+        dit.load_state_dict(dict(to_theirs(wan.table(source.config), source.state_dict())))
         dit = dit.to(at.device, at.dtype)
         del source
         text = [torch.nn.functional.pad(rows, (0, 0, 0, ROWS - len(rows)))[None] for rows in states(at)]

@@ -17,9 +17,10 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: str | Path | None = None) -> Pipeline:
-    """Load a text-to-video pipeline from a model folder; without `path`, the model in the package.
+    """Load a text-to-video pipeline from a model folder or a hub id (org/name, org/name@revision).
 
-    Raises `worldline.errors.UserError` when the folder is missing, incomplete or not a model.
+    Without `path`, the model in the package. Raises `worldline.errors.UserError` when the model is missing, incomplete
+    or none that is readable here.
     """
     from worldline.generate.pipeline import load as load_pipeline
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from worldline.checkpoints import folder as model_folder
 from worldline.checkpoints import layout
+from worldline.checkpoints import weights as files_of_weights
 from worldline.checkpoints.folder import Parts, export, load_parts, save_pretrained
 from worldline.errors import UserError
 from worldline.text import ByteEncoder
@@ -48,7 +49,7 @@ def test_half_types_round_to_their_step(micro_parts: Parts, tmp_path: Path, dtyp
 
 
 def test_float16_gives_way_where_it_would_overflow(micro_parts: Parts, tmp_path: Path) -> None:
-    stored = model_folder._stored(torch.tensor([1e5, 1.0]), torch.float16)
+    stored = files_of_weights._stored(torch.tensor([1e5, 1.0]), torch.float16)
     assert stored.dtype == torch.bfloat16
     assert bool(stored.isfinite().all())
 
@@ -96,7 +97,7 @@ def test_a_failed_save_leaves_the_old_folder(saved: Path, micro_parts: Parts, mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_folder, "save_file", full)
+    monkeypatch.setattr(files_of_weights, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_pretrained(micro_parts, saved, overwrite=True)
     assert layout.model_hash(saved) == before

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from worldline.checkpoints import opensora
-from worldline.checkpoints.keymap import to_ours, to_theirs
+from worldline.checkpoints.headers import kind_of
+from worldline.checkpoints.keymap import Piece, to_theirs
 from worldline.dit.mmdit import Joint, MMDiT, MMDiTConfig
 from worldline.dit.patchify import coordinates
 from worldline.dit.told import Told
@@ -91,13 +92,13 @@ def test_every_condition_matters() -> None:
 
 def test_tensors_go_both_ways_and_say_their_config() -> None:
     net = model()
-    theirs = to_theirs(opensora.table(TINY), net.state_dict())
-    assert opensora.is_opensora(set(theirs))
-    back = to_ours(opensora.table(TINY), theirs, net.state_dict(), "tiny")
+    theirs = dict(to_theirs(opensora.table(TINY), net.state_dict()))
+    assert "Open-Sora 2.0's transformer" in kind_of(theirs).what
+    back = Piece("tiny", lambda: MMDiT(TINY), theirs, opensora.table(TINY)).load().state_dict()
     assert back.keys() == net.state_dict().keys()
     assert all(torch.equal(back[name], value) for name, value in net.state_dict().items())
     shapes = {name: tuple(value.shape) for name, value in theirs.items()}
     assert opensora.config_of_shapes(shapes, {"num_heads": 2, "axes_dim": [8, 6, 6]}) == TINY
     less = {k: v for k, v in theirs.items() if k != "img_in.bias"}
     with pytest.raises(UserError, match=r"missing: img_in\.bias"):
-        to_ours(opensora.table(TINY), less, net.state_dict(), "tiny")
+        Piece("tiny", lambda: MMDiT(TINY), less, opensora.table(TINY)).load()

@@ -124,7 +124,9 @@ def make(
     diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
     ).save_pretrained(place / "scheduler")
-    index: dict[str, Any] = {name: ["some library", type(module).__name__] for name, module in parts.items()}
+    index: dict[str, Any] = {name: ["transformers" if "encoder" in name else "diffusers", type(module).__name__]
+                             for name, module in parts.items()}  # fmt: skip
+    index |= {"tokenizer": ["transformers", "T5TokenizerFast"], "scheduler": ["diffusers", "UniPCMultistepScheduler"]}
     index["_class_name"] = "WanImageToVideoPipeline" if beside else "WanPipeline"
     index |= {"transformer_2": index.get("transformer_2", [None, None]), "boundary_ratio": boundary}
     (place / "model_index.json").write_text(json.dumps({**index, "expand_timesteps": tokens}))

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldline import __version__
-from worldline.checkpoints import layout
-from worldline.checkpoints.layout import CONFIG_NAMES, INDEX, PIPELINE_CLASS, WEIGHT_STEMS, model_hash
+from worldline.checkpoints import keymap, layout
+from worldline.checkpoints.keymap import Piece, fitting
+from worldline.checkpoints.layout import CONFIG_NAMES, INDEX, PIPELINE_CLASS, model_hash
+from worldline.checkpoints.weights import DTYPES, MB, Weights, write_component, write_json
 from worldline.diffusion.timesteps import resolution_shift, schedule, wan_schedule
 from worldline.dit.model import DiT, DiTConfig
 from worldline.errors import UserError
-from worldline.text import HFImage, TextEncoder, encoder_config, from_config
+from worldline.text import HFImage, TextEncoder, WordTransformer, encoder_config, from_config
 from worldline.vae.codec import VideoCodec
 from worldline.vae.latents import Whitening
 from worldline.vae.model import VAEConfig, VideoVAE
 
-__all__ = ["Parts", "SchedulerConfig", "export", "load_parts", "model_hash", "save_pretrained"]
+__all__ = ["Parts", "SchedulerConfig", "convert", "export", "load_parts", "model_hash", "save_pretrained"]
 
 CARD = "README.md"
-SHARD_BYTES = 16 * 2**20  # a file that git hosts and mail servers still take
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+SHARD_BYTES = 16 * MB  # a file that git hosts and mail servers still take
 Config = TypeVar("Config")
-
+Module = TypeVar("Module", bound=nn.Module)
 
 Spacing = Literal["even", "authors", "diffusers"]
 
@@ -88,63 +87,141 @@ class Parts:
 
 
 def load_parts(path: str | Path | None = None) -> Parts:
-    """Read a whole model folder (None: the shipped model) as float32 modules in eval mode.
+    """Read a whole model folder (None: the shipped model), or a hub id's; modules in eval mode.
 
-    Raises UserError for a folder that is missing, damaged, foreign, or whose weights do not fit their configs.
+    Our own weights become float32, those of a public model stay as they are stored. Raises UserError for a folder that
+    is missing, damaged, foreign, or whose weights do not fit their configs: all misfits of all parts at once, before
+    any weights are read.
     """
     folder = layout.check(path)
-    if layout.read_json(folder / INDEX)["_class_name"] != PIPELINE_CLASS:
+    if layout.family(folder) != PIPELINE_CLASS:
         from worldline.checkpoints.wan import load
 
         return load(folder)
-    vae_values = dict(layout.read_json(folder / "vae" / CONFIG_NAMES["vae"]))
+    vae_values = layout.config(folder, "vae")
     whitening = Whitening.from_dict(vae_values.pop("whitening", {}))
-    vae = VideoVAE(_config(VAEConfig, vae_values, folder / "vae"))
-    dit_values = layout.read_json(folder / "transformer" / CONFIG_NAMES["transformer"])
-    dit = DiT(_config(DiTConfig, dit_values, folder / "transformer"))
-    for module, component in ((vae, "vae"), (dit, "transformer")):
-        load_weights(module, layout.weight_files(folder, component))
-        module.eval().requires_grad_(False)
-    scheduler_values = layout.read_json(folder / "scheduler" / CONFIG_NAMES["scheduler"])
-    scheduler = _config(SchedulerConfig, scheduler_values, folder / "scheduler")
-    defaults = layout.defaults(folder)
-    return Parts(vae, dit, _load_text(folder), whitening, scheduler, defaults)
+    vae = _own(folder / "vae", partial(VideoVAE, _config(VAEConfig, vae_values, folder / "vae")))
+    config = _config(DiTConfig, layout.config(folder, "transformer"), folder / "transformer")
+    dit = _own(folder / "transformer", partial(DiT, config), layers=config.depth)
+    text = _text(folder)
+    pieces: list[Piece[Any]] = [vae, dit, *([text] if isinstance(text, Piece) else [])]
+    keymap.check(pieces)
+    scheduler = _config(SchedulerConfig, layout.config(folder, "scheduler"), folder / "scheduler")
+    return Parts(
+        vae.load(torch.float32),
+        dit.load(torch.float32),
+        text.load(torch.float32) if isinstance(text, Piece) else text,
+        whitening,
+        scheduler,
+        layout.defaults(folder),
+    )
 
 
-def save_pretrained(parts: Parts, folder: str | Path, dtype: str = "float16", overwrite: bool = False) -> Path:
-    """Write a model folder, whole or not at all; weights are stored as `dtype` in shards of at most 16 MB.
+def _own(
+    place: Path, build: Callable[[], Module], stem: str = "diffusion_pytorch_model", layers: int = 0
+) -> Piece[Module]:
+    """One part of our own folder, whose tensors have the names of the module that `build` makes."""
+    weights = Weights(layout.files_of(place, stem))
+    with fitting(place):
+        keymap.check_depth(layers, weights, place)
+        return Piece(str(place), build, weights, keymap.own(build))
 
-    Raises UserError for an unknown dtype, a folder that exists (unless `overwrite`), or the parts of a public model.
+
+def _text(folder: Path) -> TextEncoder | Piece[WordTransformer]:
+    """The encoder, or what is to be read of the one that the model was trained with."""
+    values = layout.config(folder, "text_encoder")
+    if values.get("_class_name") != "WordTransformer":
+        return from_config(values)
+
+    def build() -> WordTransformer:
+        encoder = from_config(values)
+        assert isinstance(encoder, WordTransformer)
+        return encoder
+
+    with fitting(folder / "text_encoder"):
+        return _own(folder / "text_encoder", build, "model", int(values.get("layers", 0)))
+
+
+LayoutName = Literal["worldline", "diffusers"]
+
+
+def save_pretrained(
+    parts: Parts,
+    folder: str | Path,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    layout: LayoutName | None = None,
+) -> Path:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        dtype: of the stored weights; None means float16 for our own models, as they are for public ones.
+        layout: "worldline" for our own models, "diffusers" for public ones, which diffusers then opens; None means the
+            one that the model has.
+
+    Raises UserError for an unknown dtype, for a layout that the model does not have, and for a folder that exists
+    (unless `overwrite`).
     """
-    if not isinstance(parts.vae, VideoVAE):
-        raise UserError("only our own models are written so far: copy the folder of a public one")
-    if dtype not in DTYPES:
+    has = _layout_of(isinstance(parts.vae, VideoVAE), layout)
+    if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: unknown; one of {', '.join(DTYPES)}")
     with _replacing(Path(folder), overwrite) as new:
-        vae_config = {**asdict(parts.vae.config), "whitening": parts.whitening.to_dict()}
-        write_component(new, "vae", "VideoVAE", vae_config, parts.vae.state_dict(), DTYPES[dtype])
-        write_component(new, "transformer", "DiT", asdict(parts.dit.config), parts.dit.state_dict(), DTYPES[dtype])
-        text_weights = parts.text.state_dict() if isinstance(parts.text, nn.Module) else {}
-        text_config = encoder_config(parts.text)
-        write_component(new, "text_encoder", text_config["_class_name"], text_config, text_weights, DTYPES[dtype])
-        scheduler = new / "scheduler" / CONFIG_NAMES["scheduler"]
-        _write_json(scheduler, {"_class_name": "RectifiedFlow", **asdict(parts.scheduler)})
-        index: dict[str, Any] = {"_class_name": PIPELINE_CLASS, "_worldline_version": __version__}
-        for component in CONFIG_NAMES:
-            name = layout.read_json(new / component / CONFIG_NAMES[component]).get("_class_name", component)
-            index[component] = ["worldline", name]
-        _write_json(new / INDEX, {**index, "defaults": dict(parts.defaults)})
+        if has == "worldline":
+            _write(parts, new, DTYPES[dtype or "float16"])
+        else:
+            from worldline.checkpoints.wan import save
+
+            save(parts, new, None if dtype is None else DTYPES[dtype])
         if (Path(folder) / CARD).is_file():
             shutil.copy(Path(folder) / CARD, new / CARD)  # the model card is written by hand: keep it
     return Path(folder)
 
 
-def _load_text(folder: Path) -> TextEncoder:
-    encoder = from_config(layout.read_json(folder / "text_encoder" / CONFIG_NAMES["text_encoder"]))
-    if isinstance(encoder, nn.Module):
-        load_weights(encoder, layout.weight_files(folder, "text_encoder"))
-        encoder.eval().requires_grad_(False)
-    return encoder
+def _layout_of(ours: bool, asked: LayoutName | None) -> LayoutName:
+    """The layout that a model is written in; raises UserError where another is asked for."""
+    has: LayoutName = "worldline" if ours else "diffusers"
+    if asked not in (None, has):
+        raise UserError(f"--layout {asked}: this model has no such layout; it is written as {has}")
+    return has
+
+
+def convert(
+    model: str | Path,
+    out: str | Path,
+    to: LayoutName | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """A model read and written, arguments as `save_pretrained`; raises UserError before any weights are read."""
+    source = layout.check(model)
+    _layout_of(layout.family(source) == PIPELINE_CLASS, to)
+    _check_free(out, overwrite)
+    return save_pretrained(load_parts(source), out, dtype, overwrite, to)
+
+
+def _write(parts: Parts, new: Path, dtype: torch.dtype) -> None:
+    """Our own model into a new folder."""
+    assert isinstance(parts.vae, VideoVAE)
+    text = encoder_config(parts.text)
+    text_weights = parts.text.state_dict() if isinstance(parts.text, nn.Module) else {}
+    described: tuple[tuple[str, dict[str, Any], Mapping[str, Tensor]], ...] = (
+        ("transformer", {"_class_name": "DiT", **asdict(parts.dit.config)}, parts.dit.state_dict()),
+        (
+            "vae",
+            {"_class_name": "VideoVAE", **asdict(parts.vae.config), "whitening": parts.whitening.to_dict()},
+            parts.vae.state_dict(),
+        ),
+        ("text_encoder", text, text_weights),
+    )
+    index: dict[str, Any] = {"_class_name": PIPELINE_CLASS, "_worldline_version": __version__}
+    for part, config, weights in described:
+        write_component(new, part, config, sorted(weights.items()), dtype, SHARD_BYTES)
+        index[part] = ["worldline", config["_class_name"]]
+    write_json(
+        new / "scheduler" / CONFIG_NAMES["scheduler"], {"_class_name": "RectifiedFlow", **asdict(parts.scheduler)}
+    )
+    index["scheduler"] = ["worldline", "RectifiedFlow"]
+    write_json(new / INDEX, {**index, "defaults": dict(parts.defaults)})
 
 
 def export(
@@ -164,8 +241,7 @@ def export(
     if vae is not None:
         place = _inside("--vae", Path(vae), "vae", CONFIG_NAMES["vae"])
         values = {key: v for key, v in layout.read_json(place / CONFIG_NAMES["vae"]).items() if key != "whitening"}
-        other = VideoVAE(_config(VAEConfig, values, place))
-        load_weights(other, sorted(place.glob("*.safetensors")))
+        other = _own(place, partial(VideoVAE, _config(VAEConfig, values, place))).load(torch.float32)
         if not same_encoder(parts.vae, other):
             raise UserError("--vae: its encoder differs from that of the DiT's training; give that run's VAE")
         parts = replace(parts, vae=other)
@@ -189,89 +265,6 @@ def same_encoder(old: VideoCodec, new: VideoCodec) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, atol=0.05 * float(a.std()))
 
 
-# ---- weights -----------------------------------------------------------------------------------
-
-
-def write_component(
-    folder: Path,
-    component: str,
-    name: str,
-    config: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
-    dtype: torch.dtype,
-) -> None:
-    """`folder/component/` with its config and its weights as `dtype`."""
-    _write_json(folder / component / CONFIG_NAMES[component], {"_class_name": name, **config})
-    if not weights:
-        return
-    stored = {key: _stored(value, dtype) for key, value in weights.items()}
-    shards = list(_shards(stored))
-    stem = WEIGHT_STEMS[component]
-    where: dict[str, str] = {}
-    for index, shard in enumerate(shards):
-        file = f"{stem}-{index + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
-        save_file(shard, folder / component / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
-        total = sum(value.nbytes for value in stored.values())
-        record = {"metadata": {"total_size": total}, "weight_map": where}
-        _write_json(folder / component / f"{stem}.safetensors.index.json", record)
-
-
-def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
-    value = value.detach().cpu()
-    if value.is_floating_point():
-        if dtype == torch.float16 and value.numel() and float(value.abs().max()) > torch.finfo(dtype).max:
-            dtype = torch.bfloat16  # same size, wider range
-        value = value.to(dtype)
-    return value.contiguous().clone()  # clone: safetensors refuses tensors that share memory
-
-
-def _shards(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The weights in name order, cut into pieces of at most SHARD_BYTES (a larger single tensor stands alone)."""
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for key in sorted(weights):
-        if shard and size + weights[key].nbytes > SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-        shard[key] = weights[key]
-        size += weights[key].nbytes
-    yield shard
-
-
-def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of a component's files; raises UserError naming a damaged one."""
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"--model {file} cannot be read ({error}); copy the model folder again") from None
-    return weights
-
-
-def load_weights(module: nn.Module, files: Iterable[Path]) -> None:
-    """Copy weights into a module in the module's own dtype; raises one UserError that lists all that does not fit."""
-    files = list(files)
-    weights = read_weights(files)
-    own = module.state_dict()
-    wrong = [f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
-             for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]  # fmt: skip
-    problems = {"missing": own.keys() - weights.keys(), "unexpected": weights.keys() - own.keys(), "mis-shaped": wrong}
-    if any(problems.values()):
-        found = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
-        place = files[0].parent if files else "weights"
-        raise UserError(f"--model {place} does not fit its config.json: {found}; copy the model folder again")
-    module.load_state_dict(weights)
-
-
-def listed(keys: Iterable[str], most: int = 6) -> str:
-    """The first of the names, and how many more there are."""
-    names = sorted(keys)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 # ---- configs -----------------------------------------------------------------------------------
 
 
@@ -282,23 +275,35 @@ def _config(kind: type[Config], values: Mapping[str, Any], place: Path) -> Confi
     for name in chosen.keys() - fields:
         near = difflib.get_close_matches(name, fields, 1)
         raise UserError(f"--model {place}: config.json has an unknown field '{name}'{f'; {near[0]}?' if near else ''}")
-    try:
+    for entry in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if not _alike(chosen.get(entry.name, entry.default), entry.default):
+            raise UserError(
+                f"--model {place}: config.json has {entry.name}={chosen[entry.name]!r}, which is not of the kind of "
+                f"{entry.default!r}"
+            )
+    with fitting(place):
         return kind(**chosen)
-    except TypeError as error:
-        raise UserError(f"--model {place}: config.json does not fit ({error})") from None
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value is of the type of the default that it replaces; whole numbers stand for others too."""
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default) or default in (None, dataclasses.MISSING)
+
+
+def _check_free(folder: str | Path, overwrite: bool) -> None:
+    """Raises UserError for a folder that exists, unless it may be overwritten."""
+    folder = Path(folder).resolve()
+    if folder.exists() and not overwrite:
+        raise UserError(f"--out {folder} exists; the nearest free name is {layout.free_name(folder)}, or --overwrite")
 
 
 @contextmanager
 def _replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well and vanishes when it does not."""
     folder = folder.resolve()
-    if folder.exists() and not overwrite:
-        raise UserError(f"--out {folder} exists; the nearest free name is {layout.free_name(folder)}, or --overwrite")
+    _check_free(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.parent / f".{folder.name}.part-{os.getpid()}"
     old = folder.parent / f".{folder.name}.old-{os.getpid()}"

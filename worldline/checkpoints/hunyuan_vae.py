@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from worldline.checkpoints import layout
-from worldline.checkpoints.folder import read_weights
-from worldline.checkpoints.keymap import Entry, loaded, same, then, to_theirs
+from worldline.checkpoints.headers import conversion
+from worldline.checkpoints.keymap import Entry, Piece, same, then, to_theirs
+from worldline.checkpoints.weights import Weights
 from worldline.errors import UserError
 from worldline.vae.hunyuan import HunyuanVAE, HunyuanVAEConfig
 from worldline.vae.latents import Whitening
-
-Weights = Mapping[str, Tensor]
 
 CLASS = "AutoencoderKLHunyuanVideo"
 SCALING = 0.476986  # diffusers' default scaling_factor and Open-Sora's scale_factor: latents * SCALING are diffused
@@ -40,13 +39,13 @@ def load_hunyuan_vae(
     path = Path(path)
     if path.is_dir():
         values = layout.read_json(path / "config.json")
-        weights = read_weights(sorted(path.glob("*.safetensors")))
+        weights = Weights(layout.files_of(path, "diffusion_pytorch_model"))
         config, scaling = config_from_diffusers(values), values.get("scaling_factor", SCALING)
     elif path.suffix == ".safetensors":
-        weights = read_weights([path])
-        config, scaling = config_from_weights(weights, groups), SCALING
+        weights = Weights([path])
+        config, scaling = config_from_weights(weights.shapes, groups), SCALING
     else:
-        raise UserError(f"--vae {path}: not a safetensors file; pickles are never loaded, convert it once by hand")
+        raise UserError(f"--vae {path}: not a safetensors file; pickles are never loaded, {conversion(path)}")
     return from_weights(config, weights, dtype), whitening(config.latent_channels, scaling)
 
 
@@ -55,14 +54,16 @@ def whitening(channels: int, scaling: float = SCALING) -> Whitening:
     return Whitening(torch.zeros(channels), torch.full((channels,), 1.0 / scaling), torch.ones(channels))
 
 
-def from_weights(config: HunyuanVAEConfig, weights: Weights, dtype: torch.dtype = torch.float32) -> HunyuanVAE:
+def from_weights(
+    config: HunyuanVAEConfig, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> HunyuanVAE:
     """An autoencoder with foreign `weights`; raises one UserError that lists all that does not fit."""
-    return loaded(partial(HunyuanVAE, config), table(config), weights, "vae", dtype=dtype)
+    return Piece("vae", partial(HunyuanVAE, config), weights, table(config)).load(dtype)
 
 
 def to_weights(vae: HunyuanVAE) -> dict[str, Tensor]:
     """The weights under foreign names and in foreign shapes; inverse of `from_weights`."""
-    return to_theirs(table(vae.config), vae.state_dict())
+    return dict(to_theirs(table(vae.config), vae.state_dict()))
 
 
 def table(config: HunyuanVAEConfig) -> list[Entry]:
@@ -139,7 +140,7 @@ def config_to_diffusers(config: HunyuanVAEConfig, scaling: float = SCALING) -> d
     }
 
 
-def config_from_weights(weights: Weights, groups: int = 32) -> HunyuanVAEConfig:
+def config_from_weights(weights: Mapping[str, Tensor], groups: int = 32) -> HunyuanVAEConfig:
     """From the shapes of a file without a config; raises UserError where a key is missing."""
     stem = "encoder.down_blocks.{}.resnets.{}.conv2.conv.weight"
     widths = [weights[stem.format(i, 0)].shape[0] for i in range(16) if stem.format(i, 0) in weights]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from worldline.checkpoints.folder import listed
+from worldline.checkpoints.weights import Weights, listed
 from worldline.errors import UserError
 
 Pack = Callable[[Sequence[Tensor]], Tensor]
@@ -30,6 +32,12 @@ class Entry:
 def same(ours: str, theirs: str) -> Entry:
     """Equal tensors under another name."""
     return Entry(ours, (theirs,), lambda parts: parts[0], lambda whole: [whole])
+
+
+def own(build: Callable[[], nn.Module]) -> list[Entry]:
+    """The table of a module whose tensors are stored under their own names."""
+    with torch.device("meta"):
+        return [same(name, name) for name in build().state_dict()]
 
 
 def linear(ours: str, *theirs: str, sizes: Sequence[int] | None = None) -> list[Entry]:
@@ -70,55 +78,95 @@ def each(entry: Entry, pack: Callable[[Tensor], Tensor], unpack: Callable[[Tenso
     return Entry(entry.ours, entry.theirs, inwards, outwards)
 
 
-def to_ours(
-    table: Iterable[Entry],
-    weights: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    place: str,
-    ignored: Sequence[str] = (),
-) -> dict[str, Tensor]:
-    """Our tensors from theirs. Raises one UserError that lists all that is missing, unexpected or mis-shaped.
+@contextmanager
+def fitting(place: str | Path) -> Iterator[None]:
+    """Whatever a config's values break while they are read is told as the config's fault."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--model {place}: its config has a value that cannot be ({reason}); copy it again") from None
 
-    Args:
-        own: our tensors, on the meta device, say: their shapes tell what theirs must be.
+
+def check_depth(layers: int, weights: Mapping[str, Tensor], place: str | Path) -> None:
+    """Raises UserError for a config with more layers than there are tensors, before so many are built."""
+    if layers > len(weights):
+        raise UserError(f"--model {place}: its config has {layers} layers, and its files only {len(weights)} tensors")
+
+
+@dataclass(frozen=True)
+class Piece(Generic[Module]):
+    """One part of a model before it is read: what its tensors are called there, and the module that they belong to.
+
+    Attributes:
+        place: what messages call it.
+        build: makes the module; called on the meta device, since its own weights would only be thrown away.
+        weights: their tensors by their names, usually `Weights`, which reads no data before `load`.
+        table: all of our tensors.
         ignored: ends of names that are published but belong to nothing.
     """
-    table = list(table)
-    shapes = {name: part.shape for name, part in to_theirs(table, own).items()}
-    found = {
-        "missing": shapes.keys() - weights.keys(),
-        "unexpected": {name for name in weights.keys() - shapes.keys() if not name.endswith(tuple(ignored))},
-        "mis-shaped": {name for name in weights.keys() & shapes.keys() if weights[name].shape != shapes[name]},
-    }
-    if any(found.values()):
-        told = "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names)
-        raise UserError(f"--model {place} does not fit its config: {told}; copy the model again")
-    return {entry.ours: entry.pack([weights[name] for name in entry.theirs]) for entry in table}
+
+    place: str
+    build: Callable[[], Module]
+    weights: Mapping[str, Tensor]
+    table: Sequence[Entry]
+    ignored: Sequence[str] = ()
+
+    @property
+    def shapes(self) -> Mapping[str, Tensor]:
+        """Their tensors as far as shape and type go: nothing is read for them."""
+        return self.weights.shapes if isinstance(self.weights, Weights) else self.weights
+
+    def misfit(self) -> str:
+        """All names that are missing, unexpected or mis-shaped, or of a type that is no weight; "" where it fits."""
+        shapes = self.shapes
+        foreign = self.weights.foreign if isinstance(self.weights, Weights) else {}
+        with fitting(self.place):
+            needed = {name: part.shape for name, part in to_theirs(self.table, self.empty().state_dict())}
+        common = shapes.keys() & needed.keys()
+        found = {
+            "missing": needed.keys() - shapes.keys(),
+            "unexpected": {n for n in shapes.keys() - needed.keys() if not n.endswith(tuple(self.ignored))},
+            "mis-shaped": {f"{n} {tuple(shapes[n].shape)} for {tuple(needed[n])}"
+                           for n in common if shapes[n].shape != needed[n]},
+            "quantised or whole numbers, of which no weights are made": {f"{n} {foreign[n]}"
+                                                                          for n in common & foreign.keys()},
+        }  # fmt: skip
+        return "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names)
+
+    def load(self, dtype: torch.dtype | None = None) -> Module:
+        """The module, frozen and in eval mode, with its weights in `dtype`, or as they are stored.
+
+        A tensor is read when its turn comes, so that they are in memory once. Raises UserError for a misfit.
+        """
+        check([self])
+        module = self.empty()
+        module.load_state_dict({entry.ours: self._read(entry, dtype) for entry in self.table}, assign=True)
+        return module.eval().requires_grad_(False)
+
+    def _read(self, entry: Entry, dtype: torch.dtype | None) -> Tensor:
+        value = entry.pack([self.weights[name] for name in entry.theirs])
+        return value if dtype is None else value.to(dtype)
+
+    def empty(self) -> Module:
+        """The module on the meta device: its config and shapes, and no weights."""
+        with torch.device("meta"):
+            return self.build()
 
 
-def loaded(
-    build: Callable[[], Module],
-    table: Iterable[Entry],
-    weights: Mapping[str, Tensor],
-    place: str,
-    ignored: Sequence[str] = (),
-    dtype: torch.dtype | None = None,
-) -> Module:
-    """The module that `build` makes, frozen and in eval mode, with their weights in `dtype`, or as they are stored.
-
-    Raises UserError as `to_ours`.
-    """
-    with torch.device("meta"):  # its own weights would only be thrown away
-        module = build()
-    ours = to_ours(table, weights, module.state_dict(), place, ignored)
-    module.load_state_dict({name: value.to(dtype or value.dtype) for name, value in ours.items()}, assign=True)
-    return module.eval().requires_grad_(False)
+def check(pieces: Iterable[Piece[Any]]) -> None:
+    """Raises one UserError that lists all that does not fit in any of the pieces; reads no tensors."""
+    told = [f"{piece.place} does not fit its config: {misfit}" for piece in pieces if (misfit := piece.misfit())]
+    if told:
+        raise UserError(f"--model {'; '.join(told)}; copy the model again")
 
 
-def to_theirs(table: Iterable[Entry], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_ours`."""
-    out: dict[str, Tensor] = {}
+def to_theirs(table: Iterable[Entry], weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Their names and tensors, one after the other, each name once: the inverse of `Piece.load`."""
+    told: set[str] = set()
     for entry in table:
-        parts = entry.unpack(weights[entry.ours])
-        out |= {name: part.contiguous() for name, part in zip(entry.theirs, parts, strict=True)}
-    return out
+        parts = zip(entry.theirs, entry.unpack(weights[entry.ours]), strict=True)
+        yield from ((name, part.contiguous()) for name, part in parts if name not in told)
+        told.update(entry.theirs)

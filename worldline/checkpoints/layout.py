@@ -1,11 +1,22 @@
 """What a model folder must look like on disk, checked from names and headers alone, without importing torch.
 
+The diffusers layout, ours among them:
+
 model_index.json         class names of the components, defaults for generation
 transformer/             config.json + diffusion_pytorch_model*.safetensors
 vae/                     config.json + diffusion_pytorch_model*.safetensors
 text_encoder/            config.json + model*.safetensors (none for an encoder that lives in a package)
+tokenizer/               tokenizer.json, of public models
 scheduler/               scheduler_config.json
 transformer_2/           as transformer/, image_encoder/ as text_encoder/: only where the index names them
+
+The layout of Wan 2.1's authors, of their text-to-video models (github.com/Wan-Video/Wan2.1):
+
+config.json              of the transformer
+diffusion_pytorch_model*.safetensors
+Wan2.1_VAE.safetensors                        published as .pth, a pickle: see `headers.conversion`
+models_t5_umt5-xxl-enc-bf16.safetensors       the same
+google/umt5-xxl/         tokenizer.json
 """
 
 from __future__ import annotations
@@ -13,12 +24,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
-import struct
-from dataclasses import dataclass
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worldline.checkpoints.headers import LORA, PICKLES, conversion, describe, kind_of, read_header
 from worldline.errors import UserError
 from worldline.shapes import Grid
 
@@ -56,6 +66,15 @@ VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     },
 }
 BOTH_ENDS = {"width": 1280, "height": 720, "steps": 50}  # of Wan from a first to a last frame
+# The classes of a public family's components: others are other models.
+WAN_CLASSES = {
+    "transformer": "WanTransformer3DModel",
+    "transformer_2": "WanTransformer3DModel",
+    "vae": "AutoencoderKLWan",
+    "text_encoder": "UMT5EncoderModel",
+    "scheduler": "UniPCMultistepScheduler",
+}
+CLASSES = dict.fromkeys(FAMILIES, WAN_CLASSES)
 CONFIG_NAMES = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -68,26 +87,28 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
 }
 OPTIONAL = {"transformer_2": "diffusion_pytorch_model", "image_encoder": "model"}  # and their stems
+STEMS = WEIGHT_STEMS | OPTIONAL
+NATIVE_CLASS = "WanModel"
+NATIVE_STEMS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "Wan2.1_VAE",
+    "text_encoder": "models_t5_umt5-xxl-enc-bf16",
+}
+NATIVE_TOKENIZER = "google/umt5-xxl"
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "worldline-tiny"
-MAX_HEADER_BYTES = 100 * 2**20  # the safetensors format's own limit on its JSON header
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """One tensor as a safetensors header describes it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
+EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 def resolve(path: str | Path | None) -> Path:
-    """The folder that a user means: the shipped model when `path` is None."""
-    return SHIPPED if path is None else Path(path).expanduser()
+    """The folder that a user means: the shipped model when `path` is None, a copy of the hub's for an id (`hub`)."""
+    from worldline.checkpoints import hub
+
+    if path is None:
+        return SHIPPED
+    if "\0" in str(path):
+        raise UserError("--model: the path holds a NUL byte; give the path of a model folder")
+    folder = Path(os.path.expanduser(path))
+    return hub.fetch(path) if isinstance(path, str) and hub.is_id(path) and not os.path.exists(folder) else folder
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--model {path} is missing; copy the whole model folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise UserError(f"--model {path} cannot be read ({reason}); copy the model folder again") from None
     if not isinstance(value, dict):
@@ -104,75 +125,176 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_header(path: Path) -> list[TensorEntry]:
-    """Names, types and shapes in one safetensors file, from its header (8-byte length + JSON); the data stays on disk.
-
-    Raises UserError when the file is cut short or is not safetensors.
-    """
-    damaged = UserError(f"--model {path} is damaged or not safetensors; copy the model folder again")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            first = file.read(8)
-            length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise damaged
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        entries = [TensorEntry(k, v["dtype"], tuple(v["shape"])) for k, v in sorted(header.items())]
-        end = max((v["data_offsets"][1] for v in header.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise damaged from None
-    if end + 8 + length != size:
-        raise damaged
-    return entries
+# ---- where the parts lie -----------------------------------------------------------------------
 
 
-def weight_files(folder: Path, component: str) -> list[Path]:
-    """The safetensors files of a component, sharded or not, in name order."""
-    return sorted((folder / component).glob(f"{(WEIGHT_STEMS | OPTIONAL)[component]}*.safetensors"))
+def is_native(folder: Path) -> bool:
+    """Whether a folder has the layout of Wan's authors."""
+    return not (folder / INDEX).is_file() and (folder / "config.json").is_file()
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """What the index of a folder says; empty in the layout of Wan's authors, which has none."""
+    return {} if is_native(folder) else read_json(folder / INDEX)
 
 
 def components(folder: Path) -> dict[str, str]:
     """The components that a folder has to hold, and the names of their configs."""
-    index = read_json(folder / INDEX)
+    index = index_of(folder)
     named = [name for name in OPTIONAL if index.get(name) not in (None, [None, None])]
     return CONFIG_NAMES | dict.fromkeys(named, "config.json")
+
+
+def weighty(folder: Path) -> list[str]:
+    """Those of them that have weights."""
+    return [component for component in components(folder) if component in STEMS]
+
+
+def config(folder: Path, component: str) -> dict[str, Any]:
+    """A component's config; empty for those that have none in the layout of Wan's authors."""
+    if not is_native(folder):
+        return read_json(folder / component / CONFIG_NAMES.get(component, "config.json"))
+    return read_json(folder / "config.json") if component == "transformer" else {}
+
+
+def weight_files(folder: Path, component: str) -> list[Path]:
+    """The safetensors files of a component, sharded or not, in name order."""
+    if is_native(folder):
+        return files_of(folder, NATIVE_STEMS[component])
+    return files_of(folder / component, STEMS[component])
+
+
+def files_of(place: Path, stem: str) -> list[Path]:
+    """Those of one component: what its index names, else the one file, else all that begin with `stem`.
+
+    Raises UserError for an index that names what is not there or not beside it.
+    """
+    index = place / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        files = [place / name for name in indexed(index)]
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"--model {index} names {file.name}, which is missing; copy the whole model folder")
+        return files
+    whole = place / f"{stem}.safetensors"
+    return [whole] if whole.is_file() else sorted(place.glob(f"{stem}*.safetensors"))
+
+
+def indexed(index: Path) -> list[str]:
+    """The names of the files that an index of shards lists, in order; raises UserError for other than plain names."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"--model {index} has no weight_map from tensors to files; copy the model folder again")
+    names = sorted(set(shards.values()))
+    for name in names:
+        if name != Path(name).name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
+            raise UserError(f"--model {index} names {name[:80]!r}, no safetensors file beside it; take another copy")
+    return names
+
+
+# ---- checks ------------------------------------------------------------------------------------
 
 
 def check(path: str | Path | None) -> Path:
     """The folder, once its index, configs and weight headers have proved readable; raises UserError, loads nothing."""
     folder = resolve(path)
-    if "\0" in str(folder):
-        raise UserError("--model: the path holds a NUL byte; give the path of a model folder")
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"--model {folder} {what}; give a folder that holds {INDEX}")
+    if os.path.isfile(folder):
+        found = describe(folder)
+        raise UserError(f"--model {folder} is one file, {found['what']}; it needs {found['needs']}")
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"--model {folder} does not exist; give a folder that holds {INDEX}, or a hub id such as {EXAMPLE}"
+        )
+    if is_native(folder):
+        _check_native(folder)
+    else:
+        check_index(folder)
+        for component in weighty(folder):
+            if component != "text_encoder" and not weight_files(folder, component):
+                raise UserError(f"--model {folder / component} holds no *.safetensors{_pickled(folder / component)}")
+    for component in weighty(folder):
+        for file in weight_files(folder, component):
+            if kind_of(entry.name for entry in read_header(file)) is LORA:
+                raise UserError(f"--model {file} is {LORA.what}; it needs {LORA.needs}")
+    return folder
+
+
+def family(folder: Path) -> str:
+    """The class name of a checked folder's pipeline."""
+    return "WanPipeline" if is_native(folder) else str(read_json(folder / INDEX)["_class_name"])
+
+
+def check_index(folder: Path) -> None:
+    """That the index and the configs of a folder in the diffusers layout are readable and of classes known here."""
     if not (folder / INDEX).is_file():
         raise UserError(f"--model {folder} holds no {INDEX}, so it is not a model folder; {_suggestion(folder)}")
-    found = read_json(folder / INDEX).get("_class_name")
-    if found != PIPELINE_CLASS and found not in FAMILIES:
+    index = read_json(folder / INDEX)
+    found = index.get("_class_name")
+    if found != PIPELINE_CLASS and found not in list(FAMILIES):
         known = ", ".join([PIPELINE_CLASS, *FAMILIES])
         raise UserError(f"--model {folder} holds a {found}, which is not readable here; what is: {known}")
-    for component, config in components(folder).items():
-        read_json(folder / component / config)
-        if component == "scheduler":
+    parts = components(folder)
+    for component, known in CLASSES.get(str(found), {}).items():
+        if component not in parts:
             continue
-        files = weight_files(folder, component)
-        if not files and component != "text_encoder":
-            raise UserError(f"--model {folder / component} holds no *.safetensors; copy the whole model folder")
-        for file in files:
-            read_header(file)
-    return folder
+        named = index.get(component, [None, known])
+        if not isinstance(named, list) or len(named) != 2 or named[1] != known:
+            raise UserError(f"--model {folder / INDEX} has {named} for {component}, which is readable only as {known}")
+    for component, config in parts.items():
+        read_json(folder / component / config)
+
+
+def _pickled(place: Path) -> str:
+    """What to do about a folder without safetensors."""
+    pickles = sorted(file for file in place.glob("*") if file.suffix in PICKLES)
+    return f", and pickles are never loaded; {conversion(*pickles)}" if pickles else "; copy the whole model folder"
+
+
+def _check_native(folder: Path) -> None:
+    """Raises one UserError that names every missing file of a folder of Wan's authors."""
+    values = read_json(folder / "config.json")
+    name, kind = values.get("_class_name"), values.get("model_type", "t2v")
+    if name != NATIVE_CLASS:
+        above = f"; did you mean {folder.parent}?" if (folder.parent / INDEX).is_file() else ""
+        raise UserError(
+            f"--model {folder} holds no {INDEX}, and its config.json is of {name or 'no class'}, not {NATIVE_CLASS}: "
+            f"a part of a model, or another{above}"
+        )
+    if kind != "t2v":
+        raise UserError(
+            f"--model {folder} is Wan's model_type={kind!r}; of its authors' folders only 't2v' is read, "
+            "take the one in the diffusers layout"
+        )
+    missing = [f"{stem}.safetensors" for part, stem in NATIVE_STEMS.items() if not weight_files(folder, part)]
+    if not (folder / NATIVE_TOKENIZER / "tokenizer.json").is_file():
+        missing.append(f"{NATIVE_TOKENIZER}/tokenizer.json")
+    pickles = [folder / f"{Path(name).stem}.pth" for name in missing]
+    pickles = [file for file in pickles if file.is_file()]
+    if missing:
+        told = f"; its .pth are pickles, which are never loaded: {conversion(*pickles)}" if pickles else ""
+        raise UserError(f"--model {folder} lacks {', '.join(missing)}{told}")
+
+
+def _suggestion(folder: Path) -> str:
+    below = sorted(p.parent for p in folder.glob(f"*/{INDEX}"))
+    if below:
+        return f"did you mean {below[0]}?"
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        found = describe(files[0])
+        return f"{files[0].name} in it is {found['what']} and needs {found['needs']}"
+    return "omit it for the shipped model"
+
+
+# ---- what is told of a folder ------------------------------------------------------------------
 
 
 def defaults(folder: Path) -> dict[str, Any]:
     """How a checked model generates where nothing else is asked."""
-    index = read_json(folder / INDEX)
-    family = index["_class_name"]
-    values = dict(FAMILIES.get(family, {}))
+    index, name = index_of(folder), family(folder)
+    values = dict(FAMILIES.get(name, {}))
     for field in ("boundary_ratio", "expand_timesteps"):
-        values |= VARIANTS.get((family, field), {}) if index.get(field) else {}
+        values |= VARIANTS.get((name, field), {}) if index.get(field) else {}
     if traits(folder).pictures == 2:
         values |= BOTH_ENDS
     return {**values, **index.get("defaults", {})}
@@ -188,8 +310,8 @@ class Traits(NamedTuple):
 
 def traits(folder: Path) -> Traits:
     """From the configs of a checked folder."""
-    vae, dit = (read_json(folder / part / CONFIG_NAMES[part]) for part in ("vae", "transformer"))
-    ours = read_json(folder / INDEX)["_class_name"] == PIPELINE_CLASS
+    vae, dit = (config(folder, part) for part in ("vae", "transformer"))
+    ours = family(folder) == PIPELINE_CLASS
     names = ("temporal", "spatial") if ours else ("scale_factor_temporal", "scale_factor_spatial")
     temporal, spatial = (vae.get(name, usual) for name, usual in zip(names, (Grid.temporal, Grid.spatial), strict=True))
     patch = dit.get("patch" if ours else "patch_size", Grid.patch)
@@ -201,18 +323,13 @@ def traits(folder: Path) -> Traits:
     return Traits(Grid(temporal, spatial, tuple(patch)), bool(dit.get("actions")), pictures)
 
 
-def _suggestion(folder: Path) -> str:
-    below = sorted(p.parent for p in folder.glob(f"*/{INDEX}"))
-    return f"did you mean {below[0]}?" if below else "omit it for the shipped model"
-
-
 def model_hash(path: str | Path | None = None) -> str:
     """sha256 (hex) over every config and weight file of the folder: the identity that provenance records."""
     folder = resolve(path)
     digest = hashlib.sha256()
-    parts = components(folder)
-    names = [folder / INDEX] + [folder / part / config for part, config in parts.items()]
-    names += [file for part in parts if part != "scheduler" for file in weight_files(folder, part)]
+    names = [folder / INDEX] + [folder / part / config for part, config in components(folder).items()]
+    names = [folder / "config.json"] if is_native(folder) else names
+    names += [file for part in weighty(folder) for file in weight_files(folder, part)]
     for file in names:
         digest.update(str(file.relative_to(folder)).encode() + b"\0")
         with file.open("rb") as stream:
@@ -221,18 +338,24 @@ def model_hash(path: str | Path | None = None) -> str:
 
 
 def info(path: str | Path | None) -> dict[str, Any]:
-    """What a folder holds: parameters and bytes per component, configs, defaults, hash. JSON-serialisable."""
-    folder = check(path)
+    """What a folder holds: parameters and bytes per component, configs, defaults, hash. JSON-serialisable.
+
+    Of one safetensors file: what it is, and what it needs to become a model (`headers.describe`).
+    """
+    folder = resolve(path)
+    if os.path.isfile(folder):
+        return describe(folder)
+    folder = check(folder)
     parts: dict[str, Any] = {}
-    for component, config in components(folder).items():
-        files = weight_files(folder, component) if component != "scheduler" else []
+    for component in components(folder):
+        files = weight_files(folder, component) if component in STEMS else []
         entries = [entry for file in files for entry in read_header(file)]
         parts[component] = {
             "parameters": sum(entry.count for entry in entries),
             "bytes": sum(file.stat().st_size for file in files),
             "dtypes": sorted({entry.dtype for entry in entries}),
             "files": [file.name for file in files],
-            "config": read_json(folder / component / config),
+            "config": config(folder, component),
         }
     return {
         "folder": str(folder),

@@ -16,11 +16,6 @@ HEAD = 128  # channels of a published head
 AXES = (16, 56, 56)
 
 
-def is_opensora(names: set[str]) -> bool:
-    """Whether tensors have the names of Open-Sora 2.0's transformer."""
-    return "cond_in.weight" in names and "double_blocks.0.img_attn.q_proj.weight" in names
-
-
 def config_of_shapes(shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any] | None = None) -> MMDiTConfig:
     """The config of tensors of these shapes; `values` may say what no shape does: num_heads, axes_dim, patch_size."""
     values = values or {}

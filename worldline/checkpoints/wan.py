@@ -1,12 +1,13 @@
 """Wan 2.1 and 2.2 as configurations of our transformer: their config fields, and their tensors' names and layouts.
 
-Wan's diffusers folders are read, and the names of the authors' own repository. Facts of the architecture: Wan team
+Wan's diffusers folders are read and written, and the authors' own of Wan 2.1 read. Facts of the architecture: Wan team
 2025, "Wan: Open and Advanced Large-Scale Video Generative Models", and the published configs.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,14 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.checkpoints import layout
-from worldline.checkpoints.folder import Parts, SchedulerConfig, read_weights
-from worldline.checkpoints.keymap import Entry, each, linear, loaded, same, stacked, then
-from worldline.checkpoints.wan_vae import load_wan_vae
+from worldline.checkpoints import keymap, layout, wan_text, wan_vae
+from worldline.checkpoints.folder import Parts, SchedulerConfig
+from worldline.checkpoints.keymap import (
+    Entry,
+    Piece,
+    check_depth,
+    each,
+    fitting,
+    linear,
+    same,
+    stacked,
+    then,
+    to_theirs,
+)
+from worldline.checkpoints.weights import MB, Weights, write_component, write_json
 from worldline.dit.config import DiTConfig, Known
 from worldline.dit.model import DiT
 from worldline.errors import UserError
 from worldline.text import HFImage, HFText
+from worldline.vae.causal import CausalVAE
 
 CLASS = "WanTransformer3DModel"
 UNUSED = ("norm_added_q.weight", "norm_q_img.weight")  # published with image models, read by none
@@ -81,6 +94,7 @@ def config_of(values: Mapping[str, Any], place: str = "transformer") -> DiTConfi
         qk_norm="width",
         text_mlp=True,
         final_table=True,
+        scales_add_one=True,
         time_features=full["freq_dim"],
         image_width=full["image_dim"] or 0,
         image_positions=full["pos_embed_seq_len"] or 0,
@@ -141,7 +155,7 @@ def _block(config: DiTConfig, i: int) -> list[Entry]:
     gain = stacked(f"{ours}attention.gain", f"{own}norm_q.weight", f"{own}norm_k.weight")
     text_gain = stacked(f"{ours}cross.gain", f"{cross}norm_q.weight", f"{cross}norm_k.weight")
     entries = [
-        then(same(f"{ours}table", f"{theirs}scale_shift_table"), _table_in, _table_out),
+        then(same(f"{ours}table", f"{theirs}scale_shift_table"), _turned, _turned),
         *(each(entry, *halves, parts=2) for entry in qkv),
         then(each(gain, *halves, parts=2), lambda x: x.view(2, *whole), lambda x: x.flatten()),
         *linear(f"{ours}attention.out", f"{own}to_out.0"),
@@ -203,17 +217,9 @@ def _halves(config: DiTConfig) -> tuple[Any, Any]:
     return pack, unpack
 
 
-def _table_in(x: Tensor) -> Tensor:
-    """(1, 6, D) -> (6, 1, D): our scales hold the one that theirs are added to."""
-    return x.transpose(0, 1) + _ones(x)
-
-
-def _table_out(x: Tensor) -> Tensor:
-    return (x - _ones(x)).transpose(0, 1)
-
-
-def _ones(x: Tensor) -> Tensor:
-    return torch.tensor([0, 1, 0, 0, 1, 0]).view(6, 1, 1).to(x)
+def _turned(x: Tensor) -> Tensor:
+    """(1, 6, D) <-> (6, 1, D)."""
+    return x.transpose(0, 1)
 
 
 def _pairs_in(x: Tensor) -> Tensor:
@@ -227,39 +233,169 @@ def _pairs_out(x: Tensor) -> Tensor:
 # ---- a whole folder ----------------------------------------------------------------------------
 
 
-def load(folder: Path) -> Parts:
-    """A checked diffusers folder of Wan, weights in the type that they are stored in.
-
-    Raises UserError for parts that are missing, foreign or do not fit.
-    """
-    index = layout.read_json(folder / layout.INDEX)
-    # Where every token has a time of its own, a picture stands clean among the noisy tokens, at time 0.
-    known: Known | None = "clean" if index.get("expand_timesteps") else None
-    dit = _transformer(folder, "transformer", known)
-    low = _transformer(folder, "transformer_2", known) if index.get("boundary_ratio") else None
-    if low is not None and low.config != dit.config:
-        raise UserError(f"--model {folder}: its two experts differ in their config.json; copy the model folder again")
-    vae, whitening = load_wan_vae(folder / "vae")
-    grid = layout.traits(folder).grid
-    if (vae.config.temporal, vae.config.spatial) != (grid.temporal, grid.spatial):
-        raise UserError(f"--model {folder / 'vae'}: config.json has other scale factors than its levels and patch_size")
-    text = HFText(str(folder), max_tokens=TEXT_ROWS, subfolder="text_encoder", padding="zeros", clean=True)
-    image = HFImage(str(folder), subfolder="image_encoder") if dit.config.image_width else None
-    about = layout.read_json(folder / "scheduler" / "scheduler_config.json")
-    scheduler = SchedulerConfig(shift=float(about.get("flow_shift") or 1.0), spacing="authors")
-    boundary = index.get("boundary_ratio") or 0.0
-    return Parts(vae, dit, text, whitening, scheduler, layout.defaults(folder), low, boundary, image)
-
-
-def _transformer(folder: Path, component: str, known: Known | None) -> DiT:
-    place = folder / component
-    config = config_of(layout.read_json(place / "config.json"), str(place))
-    config = replace(config, known=config.known or known)
-    weights = read_weights(layout.weight_files(folder, component))
-    return loaded(partial(DiT, config), table(config), weights, str(place), UNUSED)
-
-
 TEXT_ROWS = 512  # states and zeros that a prompt is padded to
+NATIVE_SHIFT = 5.0  # of the authors' text to video (Wan2.1 generate.py); their configs do not say it
+SHARD_BYTES = 2048 * MB
+TOKENIZER, PROCESSOR = "T5TokenizerFast", "CLIPImageProcessor"
+SCHEDULER = {  # as diffusers' folders of Wan have it
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "solver_order": 2,
+    "solver_type": "bh2",
+}
+
+
+def load(folder: Path) -> Parts:
+    """A checked folder of the Wan family, or of Wan 2.1's authors, weights in the type that they are stored in.
+
+    Raises UserError for parts that are missing, foreign or do not fit: all misfits at once, before weights are read.
+    """
+    native, index = layout.is_native(folder), layout.index_of(folder)
+    with fitting(folder / layout.INDEX):
+        boundary = float(index.get("boundary_ratio") or 0.0)
+    dit = piece_of(folder)
+    low = piece_of(folder, "transformer_2") if boundary else None
+    files = layout.weight_files(folder, "vae")
+    vae, whitening = wan_vae.piece_of(files) if native else wan_vae.piece_of(files, folder / "vae")
+    text = wan_text.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"))
+    told = bool(layout.config(folder, "transformer").get("image_dim"))
+    pieces: list[Piece[Any] | None] = [dit, low, vae, text, _image_piece(folder) if told else None]
+    keymap.check(piece for piece in pieces if piece)
+    if low is not None and low.empty().config != dit.empty().config:
+        raise UserError(f"--model {folder}: its two experts differ in their config.json; copy the model folder again")
+    grid, codec = layout.traits(folder).grid, vae.empty().config
+    if (codec.temporal, codec.spatial) != (grid.temporal, grid.spatial):
+        raise UserError(f"--model {vae.place}: config.json has other scale factors than its levels and patch_size")
+    scheduler = _scheduler(folder)
+    encoder = HFText(
+        str(folder / layout.NATIVE_TOKENIZER if native else folder),
+        max_tokens=TEXT_ROWS,
+        subfolder="" if native else "text_encoder",
+        padding="zeros",
+        clean=True,
+        model=wan_text.load(text),
+    )
+    return Parts(
+        vae.load(),
+        dit.load(),
+        encoder,
+        whitening,
+        scheduler,
+        layout.defaults(folder),
+        low.load() if low else None,
+        boundary,
+        HFImage(str(folder), subfolder="image_encoder") if told else None,
+    )
+
+
+def piece_of(folder: Path, part: str = "transformer") -> Piece[DiT]:
+    """A transformer of a folder before it is read."""
+    files, values, place = layout.weight_files(folder, part), layout.config(folder, part), folder / part
+    # Where every token has a time of its own, a picture stands clean among the noisy tokens, at time 0.
+    known: Known | None = "clean" if layout.index_of(folder).get("expand_timesteps") else None
+    if not layout.is_native(folder):
+        weights = Weights(files)
+    else:
+        weights, place = Weights(files, renamed), folder
+        values = config_of_native(values, {name: value.shape for name, value in weights.shapes.items()}, str(folder))
+    with fitting(place):
+        config = config_of(values, str(place))
+        config = replace(config, known=config.known or known)
+        check_depth(config.depth, weights, place)
+        return Piece(str(place), partial(DiT, config), weights, table(config), UNUSED)
+
+
+def _image_piece(folder: Path) -> Piece[Any]:
+    """CLIP's image tower of a folder, to be checked by its headers; `HFImage` reads it."""
+    import transformers
+
+    values, place = layout.config(folder, "image_encoder"), folder / "image_encoder"
+    if values.get("model_type") != "clip_vision_model":
+        raise UserError(f"--model {place}: its config.json is of a {values.get('model_type')}, not a clip_vision_model")
+    weights = Weights(layout.weight_files(folder, "image_encoder"), _bare)
+    with fitting(place):
+        config = transformers.CLIPVisionConfig.from_dict(values)
+        check_depth(config.num_hidden_layers, weights, place)
+        build = partial(transformers.CLIPVisionModel, config)
+        entries = [same(entry.ours, _bare(entry.ours)) for entry in keymap.own(build)]
+        return Piece(str(place), build, weights, entries, ("position_ids", "visual_projection.weight"))
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without the prefix that it is published with and that transformers 5 has left out."""
+    return name.removeprefix("vision_model.")
+
+
+def _scheduler(folder: Path) -> SchedulerConfig:
+    if layout.is_native(folder):
+        return SchedulerConfig(shift=NATIVE_SHIFT, spacing="authors")
+    values, place = layout.config(folder, "scheduler"), folder / "scheduler"
+    if values.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise UserError(f"--model {place}: prediction_type={values['prediction_type']!r}; Wan predicts flow_prediction")
+    with fitting(place):
+        return SchedulerConfig(shift=float(values.get("flow_shift") or 1.0), spacing="authors")
+
+
+def save(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write a model of the Wan family into a new folder in diffusers' layout, weights as `dtype` or as they are.
+
+    Raises UserError for the parts of another model.
+    """
+    vae, text, image, config = parts.vae, parts.text, parts.image, parts.dit.config
+    if not isinstance(vae, CausalVAE) or not isinstance(text, HFText) or not config.scales_add_one:
+        raise UserError("--layout diffusers: only Wan's models are written so")
+    kind = "WanImageToVideoPipeline" if config.known == "clip" else "WanPipeline"
+    index: dict[str, Any] = {part: ["transformers" if part == "text_encoder" else "diffusers", name]
+                             for part, name in layout.CLASSES[kind].items()}  # fmt: skip
+    source = Path(text.path, text.subfolder.replace("text_encoder", "tokenizer"))
+    index["tokenizer"] = _copied(source, folder / "tokenizer", "tokenizer_config.json", "tokenizer_class", TOKENIZER)
+    if kind == "WanImageToVideoPipeline":
+        index |= {"image_encoder": [None, None], "image_processor": [None, None]}
+    if image is not None:
+        index |= _save_image(image, folder, dtype)
+    for part, dit in (("transformer", parts.dit), ("transformer_2", parts.low)):
+        if dit is None:
+            index[part] = [None, None]
+            continue
+        tensors = to_theirs(table(dit.config), dit.state_dict())
+        write_component(folder, part, {"_class_name": CLASS, **config_to(dit.config)}, tensors, dtype, SHARD_BYTES)
+    about = wan_vae.config_to_diffusers(vae.config, parts.whitening)
+    tensors = to_theirs(wan_vae.table(vae.config, "diffusers"), vae.state_dict())
+    write_component(folder, "vae", about, tensors, dtype, SHARD_BYTES)
+    about, weights = wan_text.config_to(text.model, dtype), text.model.state_dict()
+    write_component(folder, "text_encoder", about, to_theirs(wan_text.table(weights), weights), dtype, SHARD_BYTES)
+    write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, "flow_shift": parts.scheduler.shift})
+    index |= {"boundary_ratio": parts.boundary or None, "expand_timesteps": config.known == "clean"}
+    write_json(folder / layout.INDEX, {"_class_name": kind, **index})
+
+
+def _save_image(image: HFImage, folder: Path, dtype: torch.dtype | None) -> dict[str, list[str]]:
+    """CLIP's image tower as it lies where it was read from, and its processor; returns what the index says of them."""
+    source = Path(image.path, image.part)
+    processor = Path(image.path, image.part.replace("image_encoder", "image_processor"))
+    kind = _copied(processor, folder / "image_processor", "preprocessor_config.json", "image_processor_type", PROCESSOR)
+    about = layout.read_json(source / "config.json")
+    if dtype is not None:
+        about = {**about, "dtype": str(dtype).removeprefix("torch.")}
+        about.pop("torch_dtype", None)  # its older name
+    tensors = Weights(layout.files_of(source, layout.STEMS["image_encoder"])).items()
+    write_component(folder, "image_encoder", about, tensors, dtype, SHARD_BYTES)
+    return {"image_encoder": ["transformers", type(image.model).__name__], "image_processor": kind}
+
+
+def _copied(source: Path, folder: Path, about: str, field: str, usual: str) -> list[str]:
+    """The files of a tokenizer or a processor as they are; returns whose class reads them, by a field of `about`."""
+    if not source.is_dir():
+        raise UserError(f"--model {source} is missing, and diffusers does not open a folder without it")
+    folder.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".json", ".model", ".txt"):
+            shutil.copyfile(file, folder / file.name)
+    values = layout.read_json(folder / about) if (folder / about).is_file() else {}
+    return ["transformers", str(values.get(field, usual))]
+
 
 # ---- the authors' names ------------------------------------------------------------------------
 
@@ -297,11 +433,6 @@ def renamed(name: str) -> str:
     return name
 
 
-def is_native(names: Sequence[str] | set[str]) -> bool:
-    """Whether tensors have the names of the authors' repository."""
-    return "time_projection.1.weight" in names
-
-
 def config_of_shapes(shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A diffusers config from the shapes of tensors (diffusers names) and what the authors' config.json says.
 
@@ -329,3 +460,40 @@ def config_of_shapes(shapes: Mapping[str, Sequence[int]], values: Mapping[str, A
         "added_kv_proj_dim": width if image else None,
         "pos_embed_seq_len": positions[1] if positions else None,
     }
+
+
+NATIVE_FIELDS: Mapping[str, str | None] = {  # of the authors' config.json, and diffusers' names for them
+    "in_dim": "in_channels",
+    "out_dim": "out_channels",
+    "num_heads": "num_attention_heads",
+    "ffn_dim": "ffn_dim",
+    "freq_dim": "freq_dim",
+    "text_dim": "text_dim",
+    "num_layers": "num_layers",
+    "patch_size": "patch_size",
+    "eps": "eps",
+    "cross_attn_norm": "cross_attn_norm",
+    "dim": None,
+    "model_type": None,
+    "text_len": None,
+    "window_size": None,
+    "qk_norm": None,
+}
+
+
+def config_of_native(values: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], place: str) -> dict[str, Any]:
+    """A diffusers config from the authors' config.json, and from shapes (diffusers' names) for what that leaves out.
+
+    Raises UserError for a field that no Wan model has, and for tensors that are not Wan's.
+    """
+    unknown = [name for name in values if name not in NATIVE_FIELDS and not name.startswith("_")]
+    if unknown:
+        raise UserError(f"--model {place}: config.json has an unknown field '{unknown[0]}' for {layout.NATIVE_CLASS}")
+    for name, only in (("text_len", 512), ("window_size", [-1, -1]), ("qk_norm", True)):
+        if values.get(name, only) != only:
+            raise UserError(f"--model {place}: config.json has {name}={values[name]!r}; Wan is read with {only!r}")
+    with fitting(Path(place)):
+        told = {theirs: values[ours] for ours, theirs in NATIVE_FIELDS.items() if theirs and ours in values}
+        if "dim" in values and "num_heads" in values:
+            told["attention_head_dim"] = values["dim"] // values["num_heads"]
+        return {**config_of_shapes(shapes, values), **told}

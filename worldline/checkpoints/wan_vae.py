@@ -7,7 +7,7 @@ file without a config, whose sizes follow from the shapes and whose whitening is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from worldline.checkpoints import layout
-from worldline.checkpoints.folder import read_weights
-from worldline.checkpoints.keymap import Entry, loaded, same, then, to_theirs
+from worldline.checkpoints.headers import conversion
+from worldline.checkpoints.keymap import Entry, Piece, check_depth, fitting, same, then, to_theirs
+from worldline.checkpoints.weights import Weights
 from worldline.errors import UserError
 from worldline.vae.causal import CausalVAE, CausalVAEConfig
 from worldline.vae.latents import Whitening
 
 Layout = Literal["diffusers", "native"]
-Weights = Mapping[str, Tensor]
 
 # Our module -> theirs, inside the encoder or decoder, inside a block, and outside both.
 SIDE = {
@@ -66,31 +66,46 @@ WHITENING: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }  # fmt: skip
 
 
-def load_wan_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[CausalVAE, Whitening]:
-    """Read a diffusers folder of AutoencoderKLWan or a safetensors file of either layout, in eval mode.
+def load_wan_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[CausalVAE, Whitening]:
+    """Read a diffusers folder of AutoencoderKLWan or a safetensors file of the authors' layout, in eval mode.
 
-    Raises UserError for anything else, and for weights that do not fit.
+    `dtype`: None leaves the weights as they are stored. Raises UserError for anything else, and for what does not fit.
     """
     path = Path(path)
     if path.is_dir():
-        values = layout.read_json(path / "config.json")
-        weights = read_weights(sorted(path.glob("*.safetensors")))
-        return from_weights(config_from_diffusers(values), weights, "diffusers", dtype), whitening_from(values)
-    if path.suffix != ".safetensors":
-        raise UserError(f"--vae {path}: not a safetensors file; pickles are never loaded, convert it once by hand")
-    weights = read_weights([path])
-    config = config_from_native(weights)
-    return from_weights(config, weights, "native", dtype), published_whitening(config.latent_channels)
+        piece, whitening = piece_of(layout.files_of(path, "diffusion_pytorch_model"), path)
+    elif path.suffix == ".safetensors":
+        piece, whitening = piece_of([path])
+    else:
+        raise UserError(f"--vae {path}: not a safetensors file; pickles are never loaded, {conversion(path)}")
+    return piece.load(dtype), whitening
 
 
-def from_weights(config: CausalVAEConfig, weights: Weights, kind: Layout, dtype: torch.dtype) -> CausalVAE:
+def piece_of(files: Sequence[Path], folder: Path | None = None) -> tuple[Piece[CausalVAE], Whitening]:
+    """The autoencoder before it is read: diffusers' where its config.json is in `folder`, else the authors' file."""
+    weights = Weights(files)
+    if folder is None:
+        native = config_from_native(weights.shapes)
+        piece = Piece(str(files[0]), partial(CausalVAE, native), weights, table(native, "native"))
+        return piece, published_whitening(native.latent_channels)
+    values = layout.read_json(folder / "config.json")
+    with fitting(folder):
+        config = config_from_diffusers(values)
+        check_depth(config.blocks, weights, folder)
+        piece = Piece(str(folder), partial(CausalVAE, config), weights, table(config, "diffusers"))
+        return piece, whitening_from(values)
+
+
+def from_weights(
+    config: CausalVAEConfig, weights: Mapping[str, Tensor], kind: Layout, dtype: torch.dtype | None = None
+) -> CausalVAE:
     """An autoencoder with foreign `weights`; raises one UserError that lists all that does not fit."""
-    return loaded(partial(CausalVAE, config), table(config, kind), weights, "vae", dtype=dtype)
+    return Piece("vae", partial(CausalVAE, config), weights, table(config, kind)).load(dtype)
 
 
 def to_weights(vae: CausalVAE, kind: Layout = "diffusers") -> dict[str, Tensor]:
     """The weights under foreign names and in foreign shapes; inverse of `from_weights`."""
-    return to_theirs(table(vae.config, kind), vae.state_dict())
+    return dict(to_theirs(table(vae.config, kind), vae.state_dict()))
 
 
 def table(config: CausalVAEConfig, kind: Layout) -> list[Entry]:
@@ -237,7 +252,7 @@ def config_to_diffusers(config: CausalVAEConfig, whitening: Whitening) -> dict[s
     }
 
 
-def config_from_native(weights: Weights) -> CausalVAEConfig:
+def config_from_native(weights: Mapping[str, Tensor]) -> CausalVAEConfig:
     """From the shapes of the authors' file; raises UserError where a key is missing."""
     try:
         nested = "encoder.downsamples.0.downsamples.0.residual.2.weight" in weights
@@ -258,7 +273,7 @@ def config_from_native(weights: Weights) -> CausalVAEConfig:
         raise UserError(f"--vae: no key {error} of Wan's own layout; is it the file of a Wan autoencoder?") from None
 
 
-def _native_levels(weights: Weights, nested: bool) -> list[tuple[list[int], bool]]:
+def _native_levels(weights: Mapping[str, Tensor], nested: bool) -> list[tuple[list[int], bool]]:
     """For each level of the encoder: its blocks' widths, and whether it halves time."""
     levels: list[tuple[list[int], bool]] = [([], False)]
     places = [f"{i}.downsamples.{j}" for i in range(16) for j in range(16)] if nested else [str(i) for i in range(99)]

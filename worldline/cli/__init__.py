@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from worldline import __version__
 from worldline.cli.edit import add_edits
 from worldline.cli.generate import add_generate
-from worldline.cli.models import add_export, add_info, add_train
+from worldline.cli.models import add_convert, add_export, add_info, add_train
 from worldline.cli.parser import Parser
 from worldline.cli.worlds import add_eval, add_worlds
 from worldline.errors import UserError
@@ -68,6 +68,6 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"worldline {__version__}")
     parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
-    for add in (add_generate, add_edits, add_worlds, add_train, add_eval, add_export, add_info):
+    for add in (add_generate, add_edits, add_worlds, add_train, add_eval, add_export, add_convert, add_info):
         add(verbs)
     return parser

@@ -48,7 +48,7 @@ def add_settings(parser: Parser) -> None:
     add("--negative-prompt", default=None, help="what the video shall not show; the model's own words unless given")
     words = "what is longer than the model's window: auto, whole, sliding, long-range or hierarchy"
     add("--long", default="auto", metavar="PLAN", help=words)
-    add("--model", default=None, help="model folder; the shipped model unless given")
+    add("--model", default=None, help="model folder or hub id; the shipped model unless given")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`worldline train | export | info`: models made, packed and described."""
+"""`worldline train | export | convert | info`: models made, packed, rewritten and described."""
 
 from __future__ import annotations
 
@@ -87,10 +87,30 @@ def run_export(args: argparse.Namespace) -> None:
     emit(args, data, f"{folder}: {data['parameters'] / 1e6:.2f} M parameters, {data['bytes'] / 1e6:.1f} MB")
 
 
+def add_convert(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "convert", run_convert, "write a model in another layout or type")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="model folder, of Wan also as its authors publish it, or hub id")
+    add("out", metavar="OUT", help="model folder to write")
+    add("--layout", default=None, choices=("worldline", "diffusers"), help="the model's own unless given")
+    add("--dtype", default=None, choices=("float16", "bfloat16", "float32"), help="type of the stored weights")
+    add("--overwrite", action="store_true", help="replace a model folder that exists")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Read a model and write it whole."""
+    from worldline.checkpoints import layout
+    from worldline.checkpoints.folder import convert
+
+    folder = convert(args.model, args.out, args.layout, args.dtype, args.overwrite)
+    data = layout.info(folder)
+    emit(args, data, f"{folder}: {data['parameters'] / 1e6:.2f} M parameters, {data['bytes'] / 1e6:.1f} MB")
+
+
 def add_info(verbs: Verbs) -> None:
-    parser = add_verb(verbs, "info", run_info, "what a model folder holds")
+    parser = add_verb(verbs, "info", run_info, "what a model holds")
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?", default=None, help="model folder; default: the shipped one"
+        "model", metavar="MODEL", nargs="?", default=None, help="model folder, hub id or one safetensors file"
     )
 
 
@@ -99,6 +119,10 @@ def run_info(args: argparse.Namespace) -> None:
     from worldline.checkpoints import layout
 
     data = layout.info(args.model)
+    if "file" in data:
+        size = f"{data['tensors']} tensors, {data['parameters'] / 1e6:.2f} M parameters, {data['bytes'] / 1e6:.1f} MB"
+        text = f"{data['file']}\n{data['what']}: {size}, {', '.join(data['dtypes'])}\nit needs {data['needs']}"
+        return emit(args, data, text)
     lines = [f"{data['folder']}", f"hash {data['hash'][:16]}, {data['bytes'] / 1e6:.1f} MB in all"]
     for name, part in data["components"].items():
         size = f"{part['parameters'] / 1e6:8.2f} M parameters  {part['bytes'] / 1e6:7.1f} MB"

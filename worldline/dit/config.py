@@ -94,6 +94,8 @@ class DiTConfig(TransformerConfig):
         qk_norm: "head" normalises the queries and keys of each head, "width" those of all heads together.
         text_mlp: whether text states pass two layers; else one, between norms.
         final_table: whether the last modulation is a learned table plus the time; else a matrix of the time.
+        scales_add_one: whether the blocks' tables hold scales without the one that is added to them (Wan); else ours
+            begin at one.
         time_features: sinusoids of the timestep.
         image_width: width of a picture's states (CLIP) that are attended to beside the text; 0 where none are.
         image_positions: rows of the learned positions that are added to them.
@@ -115,6 +117,7 @@ class DiTConfig(TransformerConfig):
     qk_norm: str = "head"
     text_mlp: bool = False
     final_table: bool = False
+    scales_add_one: bool = False
     time_features: int = 256
     image_width: int = 0
     image_positions: int = 0

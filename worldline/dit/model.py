@@ -120,6 +120,8 @@ class DiT(nn.Module):
         )
         time = self.time(unique)  # (U, width)
         modulation = self.modulation(F.silu(time))  # (U, 6 * width)
+        if self.config.scales_add_one:
+            modulation.unflatten(1, (6, -1))[:, 1::3] += 1  # for all blocks at once
         views = factorised_views(coords, cu_seqlens) if self.config.factorised else (View(context.segments),)
         for i, block in enumerate(self.blocks):
             x = block(x, i, modulation, views[i % len(views)], context)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from worldline.checkpoints.folder import Parts, load_parts, model_hash
-from worldline.checkpoints.layout import resolve, traits
+from worldline.checkpoints import layout
+from worldline.checkpoints.folder import LayoutName, Parts, load_parts, model_hash, save_pretrained
 from worldline.diffusion.guidance import cfg, scale_at
 from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
@@ -94,20 +95,35 @@ class Pipeline:
         identity: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        source: Path | None = None,
     ) -> None:
+        """`source`: the folder that the parts were read from for this pipeline alone; they then are not copied."""
         self.parts = parts
+        self.source = source
         self.model_hash = identity
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or fast_dtype(self.device)
-        # Copies: the parts may belong to a training run, which needs them as they are.
-        self.vae = copy.deepcopy(parts.vae).to(self.device, self.dtype)
-        self.dit = copy.deepcopy(parts.dit).to(self.device, self.dtype)
-        self.low = None if parts.low is None else copy.deepcopy(parts.low).to(self.device, self.dtype)
+        self.dtype = dtype or half_of(parts.dit) or fast_dtype(self.device)
+        # Copies unless `source`: the parts may belong to a training run, which needs them as they are.
+        own = parts if source else _copied(parts)
+        self.vae = own.vae.to(self.device, self.dtype)
+        self.dit = own.dit.to(self.device, self.dtype)
+        self.low = None if own.low is None else own.low.to(self.device, self.dtype)
         self.text = CachedText(parts.text)
         self.grid = Grid(self.vae.config.temporal, self.vae.config.spatial, self.dit.config.patch)
         self.defaults = Request("", **known_defaults(parts.defaults), grid=self.grid)
         self.window = window_of(parts.defaults, self.grid)
         self.timings: dict[str, float] = {}
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        layout: LayoutName | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the model as it was loaded, not as `self.dtype` rounds it; arguments as `folder.save_pretrained`."""
+        parts = load_parts(self.source) if self.source else self.parts
+        return save_pretrained(parts, folder, dtype, overwrite, layout)
 
     # ---- for people ----------------------------------------------------------------------------
 
@@ -590,10 +606,14 @@ class _Timer:
 
 
 def load(path: str | Path | None = None, device: str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-    """The pipeline of a model folder (None: the shipped model). Raises UserError as `checkpoints.folder.load_parts`."""
+    """The pipeline of a model folder or hub id (None: the shipped model).
+
+    Half-precision weights of public models are computed with as they are unless `dtype` is given. Raises UserError as
+    `checkpoints.folder.load_parts`.
+    """
     keep_freed_memory()
-    parts = load_parts(path)
-    return Pipeline(parts, model_hash(resolve(path)), device, dtype)
+    folder = layout.check(path)
+    return Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder)
 
 
 class Deferred:
@@ -601,7 +621,7 @@ class Deferred:
 
     def __init__(self, folder: Path, defaults: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.grid, self.driven, self.pictures = traits(folder)
+        self.grid, self.driven, self.pictures = layout.traits(folder)
         self.defaults = Request("", **known_defaults(defaults), grid=self.grid)
         self.window = window_of(defaults, self.grid)
 
@@ -621,6 +641,20 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def _copied(parts: Parts) -> Parts:
+    """With modules of their own, but for the encoders, whose type stays."""
+    return replace(parts, vae=copy.deepcopy(parts.vae), dit=copy.deepcopy(parts.dit), low=copy.deepcopy(parts.low))
+
+
+def half_of(module: nn.Module) -> torch.dtype | None:
+    """The half-precision type that most of its weights are stored in, if that is one: to widen them takes memory."""
+    counts: Counter[torch.dtype] = Counter()
+    for value in module.parameters():
+        counts[value.dtype] += value.numel()
+    most = counts.most_common(1)[0][0]
+    return most if most in (torch.float16, torch.bfloat16) else None
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

@@ -33,11 +33,10 @@ class HFImage:
     ) -> None:
         if resize not in get_args(Resize):
             raise UserError(f"image encoder: resize={resize!r}; choose authors or diffusers")
-        self.path, self.resize = path, resize
-        part = part_of(path, "image_encoder", subfolder)
+        self.path, self.resize, self.part = path, resize, part_of(path, "image_encoder", subfolder)
         classes = {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel"}
-        self.model = load_pretrained("image encoder", path, part, classes, dtype)
-        self.processor = _processor(path, part) if resize == "diffusers" else None
+        self.model = load_pretrained("image encoder", path, self.part, classes, dtype)
+        self.processor = _processor(path, self.part) if resize == "diffusers" else None
         config = getattr(self.model.config, "vision_config", self.model.config)
         self.width: int = config.hidden_size
         self.side: int = config.image_size

@@ -157,6 +157,7 @@ class HFText:
         padding: "zeros" counts the rows in `TextStates.padding` and encodes none of them, which is what encoding with
             a mask and clearing them gives; "encoded" attends to the padding as to words and keeps its states.
         clean: mend prompts first, see `cleaned`.
+        model: the encoder itself where it is loaded already; `path` and `subfolder` then only lead to the tokenizer.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class HFText:
         subfolder: str = "",
         padding: Padding = "none",
         clean: bool = False,
+        model: Any = None,
     ) -> None:
         if padding not in get_args(Padding):
             raise UserError(f"text encoder: padding={padding!r}; choose none, zeros or encoded")
@@ -174,7 +176,7 @@ class HFText:
             cleaned("")  # what it needs is told before the weights are read
         self.path, self.subfolder, self.padding, self.clean = path, subfolder, padding, clean
         part = part_of(path, "text_encoder", subfolder)
-        self.model = load_pretrained("text encoder", path, part, TEXT_CLASSES, dtype)
+        self.model = model or load_pretrained("text encoder", path, part, TEXT_CLASSES, dtype)
         self.tokenizer = _tokenizer(path, part.replace("text_encoder", "tokenizer"), self.model.config.model_type)
         inner = getattr(self.model.config, "text_config", self.model.config)
         self.width: int = getattr(inner, "d_model", None) or inner.hidden_size
