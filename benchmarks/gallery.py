@@ -49,12 +49,16 @@ PIECES = [
     ("A wider frame", "outpaint rise.mp4 --size 112x64 -o wide.mp4"),
     ("Other takes", "variations roll.mp4 --count 2 -o take.mp4"),
     ("A storyboard", "storyboard board.yaml -o board.mp4"),
+    (
+        "A world that is pushed",
+        "rollout 'a large red ball moves on the floor' --pushes right:0.5,left:0.75,away:0.5,none:0.25 -o pushed.mp4",
+    ),
 ]
 
 LOOKED_AT = """\
 Looked at, what is wrong in them: what moves is softer than what rests; the loop does not come back, so that it jumps
-from the raised cube to the one on the floor; the blend goes from cube to ball within a frame; the remixed ball became
-a cylinder; the cylinder of the storyboard hardly turns back to the left, and its bouncing ball is smeared.
+from the raised cube to the one on the floor; the blend goes from cube to ball within a frame; the remixed ball wears
+off at its end; the storyboard's bouncing ball is smeared; the pushed ball follows its pushes but loses its shape.
 """  # of the shipped model; look again when another ships
 
 
