@@ -39,8 +39,8 @@ def lively(model: Any) -> Any:
     return model.eval()
 
 
-def t5_like(kind: str) -> Any:
-    sizes = {"vocab_size": 300, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2}
+def t5_like(kind: str, d_model: int = 24) -> Any:
+    sizes = {"vocab_size": 300, "d_model": d_model, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2}
     config = getattr(transformers, f"{kind}Config")(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     return lively(getattr(transformers, f"{kind}EncoderModel")(config))
 

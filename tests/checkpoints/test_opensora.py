@@ -26,6 +26,7 @@ TINY = MMDiTConfig(
     vector_width=6,
     mlp_ratio=3.0,
     rope_axes=(8, 6, 6),
+    known="beside",
 )
 
 
@@ -102,3 +103,15 @@ def test_tensors_go_both_ways_and_say_their_config() -> None:
     less = {k: v for k, v in theirs.items() if k != "img_in.bias"}
     with pytest.raises(UserError, match=r"missing: img_in\.bias"):
         Piece("tiny", lambda: MMDiT(TINY), less, opensora.table(TINY)).load()
+
+
+def test_the_published_shapes_are_the_published_model() -> None:
+    """11 billion parameters: 19 double and 38 single blocks of 24 heads, without a config beside them."""
+    config = MMDiTConfig(known="beside")
+    with torch.device("meta"):
+        net = MMDiT(config)
+    shapes = {name: tuple(value.shape) for name, value in to_theirs(opensora.table(config), net.state_dict())}
+    assert opensora.config_of_shapes(shapes) == config
+    assert (shapes["cond_in.weight"], shapes["img_in.weight"]) == ((3072, 68), (3072, 64))
+    assert shapes["single_blocks.37.v_mlp.weight"] == (3072 + 4 * 3072, 3072)
+    assert 11.4e9 < sum(value.numel() for value in net.state_dict().values()) < 12e9

@@ -262,7 +262,7 @@ def test_the_boundary_itself_is_high_noise(folders: Callable[[str], Path]) -> No
     """Of diffusers' sigmas at 4 steps and shift 3 one is the timestep 900, which is not below 0.9."""
     folder = folders("image, experts")
     scheduler = dataclasses.replace(load_parts(folder).scheduler, spacing="diffusers")
-    timesteps = scheduler.times(4, 1)[1]
+    timesteps = scheduler.times(4, 1, 1)[1]
     assert timesteps is not None
     assert 900 in timesteps.tolist()
     expected = theirs(folder, (A,), "diffusers", **call(5, 32, 32))

@@ -149,6 +149,8 @@ def test_two_scales_are_the_published_sum() -> None:
     torch.testing.assert_close(got, neither + 3.0 * (no_text - neither) + 7.5 * (cond - no_text))
     torch.testing.assert_close(cfg_text_image(cond, no_text, neither, 1.0, 1.0), cond)
     torch.testing.assert_close(cfg_text_image(cond, no_text, no_text, 7.5, 3.0), cfg(cond, no_text, 7.5))
+    rescaled = cfg_text_image(cond, no_text, no_text, 7.5, 3.0, rescale=0.7)
+    torch.testing.assert_close(rescaled, cfg(cond, no_text, 7.5, rescale=0.7))
     each = torch.tensor([1.0, 2.0, 3.0, 4.0])
     got = cfg_text_image(cond, no_text, neither, 7.5, each[:, None])
     for i, scale in enumerate(each.tolist()):

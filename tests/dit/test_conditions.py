@@ -8,9 +8,9 @@ import torch
 
 from worldline.dit.conditions import (
     Conditions,
-    actions_of_tokens,
     driven,
     first_frame,
+    frames_to_tokens,
     from_mask,
     known_frames,
     none,
@@ -111,7 +111,7 @@ def test_actions_follow_their_latent_frames() -> None:
     assert torch.equal(part.actions, actions[[0, 3]])
     assert part.known.shape == (4, 2, 6, 8)
     assert none(SHAPE).at([1]).actions is None
-    tokens = actions_of_tokens(actions, SHAPE, (1, 2, 2))
+    tokens = frames_to_tokens(actions, SHAPE, (1, 2, 2))
     assert tokens.shape == (5 * 3 * 4, 9)
     assert torch.equal(tokens.view(5, 12, 9), actions[:, None].expand(5, 12, 9))
 

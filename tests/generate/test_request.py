@@ -18,6 +18,7 @@ from worldline.generate.request import (
     read_fps,
     read_size,
     request_of,
+    suffixed,
 )
 from worldline.shapes import Grid
 
@@ -72,6 +73,20 @@ def test_a_second_scale_needs_a_second_expert() -> None:
     assert request_of(two, "a", guidance_scale=6.0, guidance_scale_2=3.0).guidance_scale_2 == 3.0
     with pytest.raises(UserError, match="--guidance-scale-2"):
         Request("", guidance_scale_2=101.0)
+
+
+def test_a_scale_of_what_is_known_needs_a_model_that_is_guided_by_it() -> None:
+    with pytest.raises(UserError, match="--guidance-scale-image: the model is not guided"):
+        request_of(Request(""), "a", guidance_scale_image=3.0)
+    assert request_of(Request("", guidance_scale_image=2.0), "a", guidance_scale_image=0.0).guidance_scale_image == 0.0
+    with pytest.raises(UserError, match="--guidance-scale-image"):
+        Request("", guidance_scale_image=-1.0)
+
+
+def test_a_suffix_follows_a_sentence() -> None:
+    assert suffixed("a ball", "") == "a ball"
+    assert suffixed(" a ball ", "24 FPS.") == "a ball. 24 FPS."
+    assert suffixed("a ball.", "24 FPS.") == "a ball. 24 FPS."
 
 
 def test_fps_is_exact() -> None:

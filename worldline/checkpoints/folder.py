@@ -21,7 +21,8 @@ from worldline.checkpoints import keymap, layout
 from worldline.checkpoints.keymap import Piece, fitting
 from worldline.checkpoints.layout import CONFIG_NAMES, INDEX, PIPELINE_CLASS, model_hash
 from worldline.checkpoints.weights import DTYPES, MB, Weights, write_component, write_json
-from worldline.diffusion.timesteps import resolution_shift, schedule, wan_schedule
+from worldline.diffusion.timesteps import opensora_shift, resolution_shift, schedule, wan_schedule
+from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT, DiTConfig
 from worldline.errors import UserError
 from worldline.text import HFImage, TextEncoder, WordTransformer, encoder_config, from_config
@@ -36,7 +37,7 @@ SHARD_BYTES = 16 * MB  # a file that git hosts and mail servers still take
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
 
-Spacing = Literal["even", "authors", "diffusers"]
+Spacing = Literal["even", "authors", "diffusers", "opensora"]
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,25 @@ class SchedulerConfig:
     prediction_type: str = "velocity"
     shift: float = 3.0
     base_tokens: int = 0
-    spacing: Spacing = "even"  # of the times; "authors" or "diffusers": Wan's, in whole timesteps (see `wan_schedule`)
+    # Of the times; "authors" or "diffusers": Wan's, in whole timesteps (see `wan_schedule`); "opensora": even, moved by
+    # `opensora_shift` instead of `shift`.
+    spacing: Spacing = "even"
 
     def __post_init__(self) -> None:
         if self.spacing not in get_args(Spacing):
             raise UserError(f"spacing={self.spacing!r}: one of {', '.join(get_args(Spacing))}")
 
-    def times(self, steps: int, tokens: int) -> tuple[Tensor, Tensor | None]:
-        """Sigmas (steps + 1,) of a video of `tokens` tokens, and the whole timesteps (steps,) of 1000 that the model
-        was taught instead of them, if it was."""
-        if self.spacing == "even":
-            return schedule(steps, self.shift_at(tokens)), None
+    def times(self, steps: int, tokens: int, frames: int) -> tuple[Tensor, Tensor | None]:
+        """Sigmas (steps + 1,) of a video of `tokens` tokens in `frames` latent frames, and the whole timesteps (steps,)
+        of 1000 that the model was taught instead of them, if it was."""
+        if self.spacing == "even" or self.spacing == "opensora":
+            return schedule(steps, self.shift_at(tokens, frames)), None
         return wan_schedule(steps, self.shift, self.spacing)
 
-    def shift_at(self, tokens: int) -> float:
-        """Shift of the timesteps of a video of `tokens` tokens."""
+    def shift_at(self, tokens: int, frames: int = 1) -> float:
+        """Shift of the timesteps of a video of `tokens` tokens in `frames` latent frames."""
+        if self.spacing == "opensora":
+            return opensora_shift(tokens // frames, frames)
         return resolution_shift(tokens, self.base_tokens, self.shift) if self.base_tokens else self.shift
 
 
@@ -76,7 +81,7 @@ class Parts:
     """
 
     vae: VideoCodec
-    dit: DiT
+    dit: DiT | MMDiT
     text: TextEncoder
     whitening: Whitening
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -94,10 +99,15 @@ def load_parts(path: str | Path | None = None) -> Parts:
     any weights are read.
     """
     folder = layout.check(path)
-    if layout.family(folder) != PIPELINE_CLASS:
-        from worldline.checkpoints.wan import load
+    family = layout.family(folder)
+    if family == layout.OPENSORA:
+        from worldline.checkpoints import opensora
 
-        return load(folder)
+        return opensora.load(folder)
+    if family != PIPELINE_CLASS:
+        from worldline.checkpoints import wan
+
+        return wan.load(folder)
     vae_values = layout.config(folder, "vae")
     whitening = Whitening.from_dict(vae_values.pop("whitening", {}))
     vae = _own(folder / "vae", partial(VideoVAE, _config(VAEConfig, vae_values, folder / "vae")))
@@ -159,10 +169,10 @@ def save_pretrained(
         layout: "worldline" for our own models, "diffusers" for public ones, which diffusers then opens; None means the
             one that the model has.
 
-    Raises UserError for an unknown dtype, for a layout that the model does not have, and for a folder that exists
-    (unless `overwrite`).
+    Raises UserError for an unknown dtype, for a layout that the model does not have, for a model that has none, and for
+    a folder that exists (unless `overwrite`).
     """
-    has = _layout_of(isinstance(parts.vae, VideoVAE), layout)
+    has = _layout_of(None if isinstance(parts.dit, MMDiT) else isinstance(parts.vae, VideoVAE), layout)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: unknown; one of {', '.join(DTYPES)}")
     with _replacing(Path(folder), overwrite) as new:
@@ -177,8 +187,10 @@ def save_pretrained(
     return Path(folder)
 
 
-def _layout_of(ours: bool, asked: LayoutName | None) -> LayoutName:
-    """The layout that a model is written in; raises UserError where another is asked for."""
+def _layout_of(ours: bool | None, asked: LayoutName | None) -> LayoutName:
+    """The layout that a model is written in, ours or Wan's; raises UserError where another is asked for or none is."""
+    if ours is None:
+        raise UserError("--model: no layout to write Open-Sora 2.0 in is known here, it is only read; copy its folder")
     has: LayoutName = "worldline" if ours else "diffusers"
     if asked not in (None, has):
         raise UserError(f"--layout {asked}: this model has no such layout; it is written as {has}")
@@ -194,7 +206,8 @@ def convert(
 ) -> Path:
     """A model read and written, arguments as `save_pretrained`; raises UserError before any weights are read."""
     source = layout.check(model)
-    _layout_of(layout.family(source) == PIPELINE_CLASS, to)
+    family = layout.family(source)
+    _layout_of(None if family == layout.OPENSORA else family == PIPELINE_CLASS, to)
     _check_free(out, overwrite)
     return save_pretrained(load_parts(source), out, dtype, overwrite, to)
 

@@ -134,7 +134,10 @@ NATIVE_WAN = (
     "models_t5_umt5-xxl-enc-bf16.safetensors and google/umt5-xxl in one folder"
 )
 DIFFUSERS = "to be {} of a folder in the diffusers layout, beside its config.json"
-ALONE = "more than this command reads: the parts of this family are, whole models not yet"
+OPENSORA = (
+    "Open_Sora_v2.safetensors, hunyuan_vae.safetensors, google/t5-v1_1-xxl and "
+    "openai/clip-vit-large-patch14 in one folder"
+)
 KINDS = (
     Kind("Wan's transformer under its authors' names", ("time_projection.1.weight",), NATIVE_WAN),
     Kind(
@@ -142,7 +145,7 @@ KINDS = (
         ("condition_embedder.time_proj.weight", "scale_shift_table"),
         DIFFUSERS.format("transformer/diffusion_pytorch_model.safetensors"),
     ),
-    Kind("Open-Sora 2.0's transformer", ("cond_in.weight", "double_blocks.0.img_attn.q_proj.weight"), ALONE),
+    Kind("Open-Sora 2.0's transformer", ("cond_in.weight", "double_blocks.0.img_attn.q_proj.weight"), OPENSORA),
     Kind("Wan 2.1's autoencoder under its authors' names", ("encoder.downsamples.0.residual.2.weight",), NATIVE_WAN),
     Kind(
         "Wan 2.2's autoencoder under its authors' names",
@@ -154,7 +157,7 @@ KINDS = (
         ("encoder.conv_in.weight", "encoder.mid_block.attentions.0.to_qkv.weight"),
         DIFFUSERS.format("vae/diffusion_pytorch_model.safetensors"),
     ),
-    Kind("HunyuanVideo's autoencoder", ("encoder.conv_in.conv.weight", "encoder.conv_norm_out.weight"), ALONE),
+    Kind("HunyuanVideo's autoencoder", ("encoder.conv_in.conv.weight", "encoder.conv_norm_out.weight"), OPENSORA),
     Kind("umT5 under the names of Wan's authors", ("blocks.0.pos_embedding.embedding.weight",), NATIVE_WAN),
     Kind(
         "a T5 text encoder",
@@ -169,9 +172,7 @@ LORA = Kind(
     (),
     "the model that it was trained on; none is applied here yet, so merge it there and give the whole",
 )
-UNKNOWN = Kind(
-    "of no model that is known here", (), "a model that is: Wan's, HunyuanVideo's autoencoder, Open-Sora 2.0"
-)
+UNKNOWN = Kind("of no model that is known here", (), "a model that is: Wan's, Open-Sora 2.0's or our own")
 
 
 def kind_of(names: Iterable[str]) -> Kind:

@@ -29,7 +29,7 @@ def fetch(name: str) -> Path:
     if not (folder / layout.INDEX).is_file():
         raise UserError(
             f"--model {name} holds no {layout.INDEX}: of the hub's models those in the diffusers layout are read, "
-            f"such as {layout.EXAMPLE}; one of Wan's authors has pickles, so fetch and convert it yourself"
+            f"such as {layout.EXAMPLE}; fetch others yourself, and convert the pickles of those of Wan's authors"
         )
     layout.check_index(folder)
     files = [file for part in layout.weighty(folder) if (folder / part).is_dir() for file in _weights(folder, part)]

@@ -5,7 +5,7 @@ Open-Sora 2.0 ships the same keys in one file without a config (hunyuan_vae.safe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.headers import conversion
-from worldline.checkpoints.keymap import Entry, Piece, same, then, to_theirs
+from worldline.checkpoints.keymap import Entry, Piece, fitting, same, then, to_theirs
 from worldline.checkpoints.weights import Weights
 from worldline.errors import UserError
 from worldline.vae.hunyuan import HunyuanVAE, HunyuanVAEConfig
@@ -42,11 +42,19 @@ def load_hunyuan_vae(
         weights = Weights(layout.files_of(path, "diffusion_pytorch_model"))
         config, scaling = config_from_diffusers(values), values.get("scaling_factor", SCALING)
     elif path.suffix == ".safetensors":
-        weights = Weights([path])
-        config, scaling = config_from_weights(weights.shapes, groups), SCALING
+        piece = piece_of([path], groups)
+        return piece.load(dtype), whitening(piece.empty().config.latent_channels)
     else:
         raise UserError(f"--vae {path}: not a safetensors file; pickles are never loaded, {conversion(path)}")
     return from_weights(config, weights, dtype), whitening(config.latent_channels, scaling)
+
+
+def piece_of(files: Sequence[Path], groups: int = 32) -> Piece[HunyuanVAE]:
+    """The autoencoder of Open-Sora's file before it is read; `groups` as in `load_hunyuan_vae`."""
+    weights = Weights(files)
+    with fitting(files[0]):
+        config = config_from_weights(weights.shapes, groups)
+        return Piece(str(files[0]), partial(HunyuanVAE, config), weights, table(config))
 
 
 def whitening(channels: int, scaling: float = SCALING) -> Whitening:

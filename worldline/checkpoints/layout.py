@@ -17,6 +17,8 @@ diffusion_pytorch_model*.safetensors
 Wan2.1_VAE.safetensors                        published as .pth, a pickle: see `headers.conversion`
 models_t5_umt5-xxl-enc-bf16.safetensors       the same
 google/umt5-xxl/         tokenizer.json
+
+Open-Sora 2.0 is published as a flat folder without an index, too; see OPENSORA_PARTS.
 """
 
 from __future__ import annotations
@@ -50,6 +52,18 @@ WAN: dict[str, Any] = {
     "guidance_scale": 5.0,
     "sampler": "unipc",
     "negative_prompt": WAN_NEGATIVE,
+}
+# As its repository generates at 256px, 16:9: hpcaitech/Open-Sora, configs/diffusion/inference/256px.py.
+OPENSORA_DEFAULTS: dict[str, Any] = {
+    "width": 336,
+    "height": 192,
+    "frames": 129,
+    "fps": 24,
+    "steps": 50,
+    "guidance_scale": 7.5,
+    "guidance_scale_image": 3.0,
+    "guidance_oscillation": True,
+    "prompt_suffix": "{fps} FPS. 4 motion score.",
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "WanPipeline": WAN,
@@ -85,6 +99,19 @@ WEIGHT_STEMS = {
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+}
+OPENSORA = "Open-Sora 2.0"
+# Where its parts lie: stems of weights, and configs. The first two are published without a config and may do without;
+# one beside them says what the shapes of tensors do not (see `opensora`).
+OPENSORA_PARTS = {
+    "transformer": ("Open_Sora_v2", "Open_Sora_v2.json"),
+    "vae": ("hunyuan_vae", "hunyuan_vae.json"),
+    "text_encoder": ("google/t5-v1_1-xxl/model", "google/t5-v1_1-xxl/config.json"),
+    "text_encoder_2": ("openai/clip-vit-large-patch14/model", "openai/clip-vit-large-patch14/config.json"),
+}
+OPENSORA_TOKENIZERS = {
+    "google/t5-v1_1-xxl": ("tokenizer.json", "spiece.model"),
+    "openai/clip-vit-large-patch14": ("tokenizer.json", "vocab.json"),
 }
 OPTIONAL = {"transformer_2": "diffusion_pytorch_model", "image_encoder": "model"}  # and their stems
 STEMS = WEIGHT_STEMS | OPTIONAL
@@ -128,37 +155,50 @@ def read_json(path: Path) -> dict[str, Any]:
 # ---- where the parts lie -----------------------------------------------------------------------
 
 
+def is_opensora(folder: Path) -> bool:
+    """Whether a folder has the layout of Open-Sora 2.0: no index, and one of the files that have its names."""
+    stems = [OPENSORA_PARTS[part][0] for part in ("transformer", "vae")]
+    return not (folder / INDEX).is_file() and any((folder / f"{stem}.safetensors").is_file() for stem in stems)
+
+
 def is_native(folder: Path) -> bool:
     """Whether a folder has the layout of Wan's authors."""
-    return not (folder / INDEX).is_file() and (folder / "config.json").is_file()
+    return not (folder / INDEX).is_file() and (folder / "config.json").is_file() and not is_opensora(folder)
 
 
 def index_of(folder: Path) -> dict[str, Any]:
-    """What the index of a folder says; empty in the layout of Wan's authors, which has none."""
-    return {} if is_native(folder) else read_json(folder / INDEX)
+    """What the index of a folder says; empty in the layouts that have none."""
+    return {} if is_native(folder) or is_opensora(folder) else read_json(folder / INDEX)
 
 
-def components(folder: Path) -> dict[str, str]:
-    """The components that a folder has to hold, and the names of their configs."""
+def components(folder: Path) -> dict[str, Path | None]:
+    """The components that a folder has to hold, and their configs; None for one that does without."""
+    if is_opensora(folder):
+        configs = {part: folder / config for part, (_, config) in OPENSORA_PARTS.items()}
+        return {part: config if config.is_file() else None for part, config in configs.items()}
+    if is_native(folder):
+        return {**dict.fromkeys(CONFIG_NAMES), "transformer": folder / "config.json"}
     index = index_of(folder)
     named = [name for name in OPTIONAL if index.get(name) not in (None, [None, None])]
-    return CONFIG_NAMES | dict.fromkeys(named, "config.json")
+    return {part: folder / part / name for part, name in (CONFIG_NAMES | dict.fromkeys(named, "config.json")).items()}
 
 
 def weighty(folder: Path) -> list[str]:
     """Those of them that have weights."""
-    return [component for component in components(folder) if component in STEMS]
+    return [component for component in components(folder) if component != "scheduler"]
 
 
 def config(folder: Path, component: str) -> dict[str, Any]:
-    """A component's config; empty for those that have none in the layout of Wan's authors."""
-    if not is_native(folder):
-        return read_json(folder / component / CONFIG_NAMES.get(component, "config.json"))
-    return read_json(folder / "config.json") if component == "transformer" else {}
+    """A component's config, empty for one that does without."""
+    path = components(folder).get(component, folder / component / "config.json")
+    return {} if path is None else read_json(path)
 
 
 def weight_files(folder: Path, component: str) -> list[Path]:
     """The safetensors files of a component, sharded or not, in name order."""
+    if is_opensora(folder):
+        stem = folder / OPENSORA_PARTS[component][0]
+        return files_of(stem.parent, stem.name)
     if is_native(folder):
         return files_of(folder, NATIVE_STEMS[component])
     return files_of(folder / component, STEMS[component])
@@ -205,7 +245,9 @@ def check(path: str | Path | None) -> Path:
         raise UserError(
             f"--model {folder} does not exist; give a folder that holds {INDEX}, or a hub id such as {EXAMPLE}"
         )
-    if is_native(folder):
+    if is_opensora(folder):
+        _check_opensora(folder)
+    elif is_native(folder):
         _check_native(folder)
     else:
         check_index(folder)
@@ -220,7 +262,9 @@ def check(path: str | Path | None) -> Path:
 
 
 def family(folder: Path) -> str:
-    """The class name of a checked folder's pipeline."""
+    """The class name of a checked folder's pipeline, or `OPENSORA`."""
+    if is_opensora(folder):
+        return OPENSORA
     return "WanPipeline" if is_native(folder) else str(read_json(folder / INDEX)["_class_name"])
 
 
@@ -240,8 +284,8 @@ def check_index(folder: Path) -> None:
         named = index.get(component, [None, known])
         if not isinstance(named, list) or len(named) != 2 or named[1] != known:
             raise UserError(f"--model {folder / INDEX} has {named} for {component}, which is readable only as {known}")
-    for component, config in parts.items():
-        read_json(folder / component / config)
+    for component in parts:
+        config(folder, component)
 
 
 def _pickled(place: Path) -> str:
@@ -275,6 +319,23 @@ def _check_native(folder: Path) -> None:
         raise UserError(f"--model {folder} lacks {', '.join(missing)}{told}")
 
 
+def _check_opensora(folder: Path) -> None:
+    """Raises one UserError that names every missing file of Open-Sora 2.0's folder."""
+    missing = [f"{stem}.safetensors" for part, (stem, _) in OPENSORA_PARTS.items() if not weight_files(folder, part)]
+    missing += [OPENSORA_PARTS[part][1] for part in ("text_encoder", "text_encoder_2")
+                if not (folder / OPENSORA_PARTS[part][1]).is_file()]  # fmt: skip
+    for place, names in OPENSORA_TOKENIZERS.items():
+        if not any((folder / place / name).is_file() for name in names):
+            missing.append(f"{place}/{' or '.join(names)}")
+    if missing:
+        raise UserError(
+            f"--model {folder} is {OPENSORA}'s and lacks {', '.join(missing)}; copy it whole, and its encoders as "
+            "safetensors, since pickles are never loaded"
+        )
+    for part in OPENSORA_PARTS:
+        config(folder, part)
+
+
 def _suggestion(folder: Path) -> str:
     below = sorted(p.parent for p in folder.glob(f"*/{INDEX}"))
     if below:
@@ -292,6 +353,8 @@ def _suggestion(folder: Path) -> str:
 def defaults(folder: Path) -> dict[str, Any]:
     """How a checked model generates where nothing else is asked."""
     index, name = index_of(folder), family(folder)
+    if name == OPENSORA:
+        return dict(OPENSORA_DEFAULTS)
     values = dict(FAMILIES.get(name, {}))
     for field in ("boundary_ratio", "expand_timesteps"):
         values |= VARIANTS.get((name, field), {}) if index.get(field) else {}
@@ -311,6 +374,9 @@ class Traits(NamedTuple):
 def traits(folder: Path) -> Traits:
     """From the configs of a checked folder."""
     vae, dit = (config(folder, part) for part in ("vae", "transformer"))
+    if family(folder) == OPENSORA:
+        side = dit.get("patch_size", 2)
+        dit = {"patch_size": [1, side, side]}
     ours = family(folder) == PIPELINE_CLASS
     names = ("temporal", "spatial") if ours else ("scale_factor_temporal", "scale_factor_spatial")
     temporal, spatial = (vae.get(name, usual) for name, usual in zip(names, (Grid.temporal, Grid.spatial), strict=True))
@@ -327,8 +393,8 @@ def model_hash(path: str | Path | None = None) -> str:
     """sha256 (hex) over every config and weight file of the folder: the identity that provenance records."""
     folder = resolve(path)
     digest = hashlib.sha256()
-    names = [folder / INDEX] + [folder / part / config for part, config in components(folder).items()]
-    names = [folder / "config.json"] if is_native(folder) else names
+    configs = components(folder).values()
+    names = [file for file in (folder / INDEX, *configs) if file is not None and file.is_file()]
     names += [file for part in weighty(folder) for file in weight_files(folder, part)]
     for file in names:
         digest.update(str(file.relative_to(folder)).encode() + b"\0")
@@ -348,7 +414,7 @@ def info(path: str | Path | None) -> dict[str, Any]:
     folder = check(folder)
     parts: dict[str, Any] = {}
     for component in components(folder):
-        files = weight_files(folder, component) if component in STEMS else []
+        files = weight_files(folder, component) if component in weighty(folder) else []
         entries = [entry for file in files for entry in read_header(file)]
         parts[component] = {
             "parameters": sum(entry.count for entry in entries),

@@ -343,9 +343,11 @@ def save(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
 
     Raises UserError for the parts of another model.
     """
-    vae, text, image, config = parts.vae, parts.text, parts.image, parts.dit.config
-    if not isinstance(vae, CausalVAE) or not isinstance(text, HFText) or not config.scales_add_one:
+    vae, text, image, first = parts.vae, parts.text, parts.image, parts.dit
+    if not (isinstance(vae, CausalVAE) and isinstance(text, HFText) and isinstance(first, DiT)
+            and first.config.scales_add_one):  # fmt: skip
         raise UserError("--layout diffusers: only Wan's models are written so")
+    config = first.config
     kind = "WanImageToVideoPipeline" if config.known == "clip" else "WanPipeline"
     index: dict[str, Any] = {part: ["transformers" if part == "text_encoder" else "diffusers", name]
                              for part, name in layout.CLASSES[kind].items()}  # fmt: skip
@@ -355,7 +357,7 @@ def save(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
         index |= {"image_encoder": [None, None], "image_processor": [None, None]}
     if image is not None:
         index |= _save_image(image, folder, dtype)
-    for part, dit in (("transformer", parts.dit), ("transformer_2", parts.low)):
+    for part, dit in (("transformer", first), ("transformer_2", parts.low)):
         if dit is None:
             index[part] = [None, None]
             continue

@@ -1,10 +1,11 @@
-"""Wan's text encoder: umT5 as transformers has it, from its own names or from those of Wan's authors."""
+"""Text encoders of the T5 family as transformers has them; Wan's umT5 also from the names of Wan's authors."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,31 @@ def renamed(name: str) -> str:
     return name
 
 
-def piece_of(files: Sequence[Path], values: Mapping[str, Any]) -> Piece[Any]:
-    """The encoder of these files before it is read: transformers' with its config, or the authors' where that is {}."""
+def piece_of(files: Sequence[Path], values: Mapping[str, Any], kind: str = "umt5") -> Piece[Any]:
+    """The encoder of these files before it is read: transformers' with its config, or the authors' where that is {}.
+
+    `kind`: "umt5" or "t5". A whole model's decoder is left out.
+    """
     try:
         import transformers
     except ImportError:
         raise UserError("text encoder: transformers is not installed; pip install 'worldline[text]'") from None
     place = str(files[0].parent if values else files[0]) if files else "text_encoder"
     weights = Weights(files) if values else Weights(files, renamed)
-    if values.get("model_type", "umt5") != "umt5":
+    if values.get("model_type", kind) != kind:
         raise UserError(
-            f"--model {place}: its config.json is of a {values['model_type']}; Wan's text encoder is a umt5"
+            f"--model {place}: its config.json is of a {values['model_type']}; the text encoder is a {kind}"
         )
+    build = getattr(transformers, f"{kind.upper()}EncoderModel")
     with fitting(Path(place)):
-        config = transformers.UMT5Config.from_dict(dict(values or config_of_shapes(weights.shapes, place)))
+        config = getattr(transformers, f"{kind.upper()}Config").from_dict(
+            dict(values or config_of_shapes(weights.shapes, place))
+        )
         check_depth(config.num_layers, weights, place)
         with torch.device("meta"):
-            names = transformers.UMT5EncoderModel(config).state_dict()
-    return Piece(place, lambda: transformers.UMT5EncoderModel(config), weights, table(names), (TIED,))
+            names = build(config).state_dict()
+    decoder = (name for name in weights if name.startswith(("decoder.", "lm_head.")))
+    return Piece(place, partial(build, config), weights, table(names), (TIED, *decoder))
 
 
 def table(names: Iterable[str]) -> list[Entry]:
@@ -62,7 +70,7 @@ def table(names: Iterable[str]) -> list[Entry]:
 
 
 def load(piece: Piece[Any]) -> Any:
-    """The encoder as it is stored; float16 becomes bfloat16, since umT5's states leave the range of float16."""
+    """The encoder as it is stored; float16 becomes bfloat16, since T5's states leave the range of float16."""
     stored = {value.dtype for value in piece.shapes.values()}
     model = piece.load(torch.bfloat16 if torch.float16 in stored else None)
     model.tie_weights()

@@ -42,10 +42,16 @@ def add_settings(parser: Parser) -> None:
     add("--guidance-scale", type=number("--guidance-scale", example="5"), default=None, help="1 turns guidance off")
     words = "that of the low-noise expert of a model with two"
     add("--guidance-scale-2", type=number("--guidance-scale-2", example="3"), default=None, help=words)
+    words = "that of what is known, for a model that is guided by it"
+    add("--guidance-scale-image", type=number("--guidance-scale-image", example="3"), default=None, help=words)
     add("--guidance-rescale", type=number("--guidance-rescale", example="0.7"), default=None, help="0 to 1: undo glare")
     add("--guidance-interval", default=None, metavar="LOW,HIGH", help="times that guidance acts at, within 0,1")
+    words = "no guidance in every other step after the tenth; as the model was published unless given"
+    add("--guidance-oscillation", action=argparse.BooleanOptionalAction, default=None, help=words)
     add("--sampler", default=None, help="euler, heun, dpmpp_2m or unipc")
     add("--negative-prompt", default=None, help="what the video shall not show; the model's own words unless given")
+    words = 'ends what the model reads, as it was taught; {fps} stands for the rate; "" adds nothing'
+    add("--prompt-suffix", default=None, help=words)
     words = "what is longer than the model's window: auto, whole, sliding, long-range or hierarchy"
     add("--long", default="auto", metavar="PLAN", help=words)
     add("--model", default=None, help="model folder or hub id; the shipped model unless given")
@@ -55,8 +61,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The flags of `add_settings` as `Pipeline.request` takes them, and `long`."""
     from worldline.generate.request import how_of, read_interval
 
-    guidance = ("guidance_scale", "guidance_scale_2", "guidance_rescale")
-    names = ("seed", "steps", "sampler", *guidance, "negative_prompt", "long")
+    scales = ("guidance_scale", "guidance_scale_2", "guidance_scale_image", "guidance_rescale", "guidance_oscillation")
+    names = ("seed", "steps", "sampler", *scales, "negative_prompt", "prompt_suffix", "long")
     settings = {name: getattr(args, name) for name in names}
     how_of(args.long, 1, {})  # an unknown plan is told at once
     interval = None if args.guidance_interval is None else read_interval(args.guidance_interval)
@@ -84,7 +90,7 @@ def run_generate(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     check_prompt(args.prompt)
     # The user's own values first: they are checked even where no model is.
-    request = _request(args, {"guidance_scale_2": 1.0})
+    request = _request(args, {"guidance_scale_2": 1.0, "guidance_scale_image": 1.0})
     folder = layout.check(args.model)
     defaults, traits = layout.defaults(folder), layout.traits(folder)
     request = _request(args, defaults, grid=traits.grid)

@@ -15,7 +15,10 @@ def cfg(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) -> Ten
         rescale: 0 to 1, how far each sample's standard deviation returns to that of `cond`; it undoes the
             overexposure of large scales (Lin et al. 2023, eqs. 15 and 16).
     """
-    guided = uncond + scale * (cond - uncond)
+    return _rescaled(uncond + scale * (cond - uncond), cond, rescale)
+
+
+def _rescaled(guided: Tensor, cond: Tensor, rescale: float) -> Tensor:
     if rescale == 0:
         return guided
     axes = tuple(range(1, cond.dim()))
@@ -30,7 +33,12 @@ def scale_at(t: float, scale: float, interval: tuple[float, float] = (0.0, 1.0))
 
 
 def cfg_text_image(
-    cond: Tensor, no_text: Tensor, no_text_or_image: Tensor, text_scale: float, image_scale: float | Tensor
+    cond: Tensor,
+    no_text: Tensor,
+    no_text_or_image: Tensor,
+    text_scale: float,
+    image_scale: float | Tensor,
+    rescale: float = 0.0,
 ) -> Tensor:
     """Two scales, of the prompt and of what is known (Brooks et al. 2023, InstructPix2Pix, eq. 3; Open-Sora 2.0).
 
@@ -41,8 +49,10 @@ def cfg_text_image(
         no_text: with the image, and the negative prompt for the prompt.
         no_text_or_image: with neither. Without known frames it equals `no_text`, and this is `cfg`.
         image_scale: a number, or a Tensor that broadcasts over the predictions, see `image_ramp`.
+        rescale: as of `cfg`.
     """
-    return no_text_or_image + image_scale * (no_text - no_text_or_image) + text_scale * (cond - no_text)
+    guided = no_text_or_image + image_scale * (no_text - no_text_or_image) + text_scale * (cond - no_text)
+    return _rescaled(guided, cond, rescale)
 
 
 def oscillating(scale: float, step: int, start: int = 10) -> float:

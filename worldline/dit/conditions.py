@@ -39,13 +39,13 @@ class Conditions:
         return patchify(self.known, patch)[0], patchify(self.mask, patch)[0]
 
 
-def actions_of_tokens(actions: Tensor, shape: Sequence[int], patch: Patch) -> Tensor:
-    """Actions of latent frames (T, A + 1) for the tokens of latents of `shape` (..., T, H, W): (n, A + 1).
+def frames_to_tokens(values: Tensor, shape: Sequence[int], patch: Patch) -> Tensor:
+    """Values of latent frames (T, A), as what drives them, for the tokens of latents of `shape` (..., T, H, W): (n, A).
 
     With pt above 1 a token goes by the first of its latent frames.
     """
     _, h, w = grid(shape, patch)
-    return actions[:: patch[0]].repeat_interleave(h * w, dim=0)
+    return values[:: patch[0]].repeat_interleave(h * w, dim=0)
 
 
 def driven(inputs: Tensor, times: Sequence[int], temporal: int = 4) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from worldline.errors import UserError
 
-Known = Literal["clean", "clip", "noisy"]
+Known = Literal["clean", "clip", "beside", "noisy"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class TransformerConfig:
         rope_theta: base of the rotary frequencies.
         masks: whether known latents and their mask are read beside the noisy ones.
         known: how what is known was taught, see `holding`; unless given "clean" with masks and "noisy" without.
+        image_width: width of a picture's states (CLIP) that are attended to beside the text; 0 where none are.
+        image_positions: rows of the learned positions that are added to them.
+        actions: values of the inputs that drive a world over one latent frame; 0 where the model knows none.
     """
 
     in_channels: int = 16
@@ -37,6 +40,9 @@ class TransformerConfig:
     rope_theta: float = 100.0
     masks: bool = True
     known: Known | None = None
+    image_width: int = 0
+    image_positions: int = 0
+    actions: int = 0
 
     def __post_init__(self) -> None:
         for name in ("patch", "rope_axes"):  # a config read from JSON brings lists
@@ -59,7 +65,8 @@ class TransformerConfig:
         """How what is known is held in sampling.
 
         "clean": it stands clean among the noisy tokens, its own at time 0. "clip": it is only read beside them, as a
-        clip whose unknown pixels are grey. "noisy": the model was taught neither, and sees it as noisy as the rest.
+        clip whose unknown pixels are grey. "beside": it is only read beside them, zeros where unknown. "noisy": the
+        model was taught none of these, and sees it as noisy as the rest.
         """
         return self.known or ("clean" if self.masks else "noisy")
 
@@ -97,11 +104,8 @@ class DiTConfig(TransformerConfig):
         scales_add_one: whether the blocks' tables hold scales without the one that is added to them (Wan); else ours
             begin at one.
         time_features: sinusoids of the timestep.
-        image_width: width of a picture's states (CLIP) that are attended to beside the text; 0 where none are.
-        image_positions: rows of the learned positions that are added to them.
         gate_init: opening of the residual gates before training.
         factorised: attention in turn inside a frame and, causally, over the frames at one place; else all to all.
-        actions: values of the inputs that drive a world over one latent frame; 0 where the model knows none.
         mask_values: values of the mask per latent cell: 1, or one for each frame that it holds.
     """
 
@@ -119,11 +123,8 @@ class DiTConfig(TransformerConfig):
     final_table: bool = False
     scales_add_one: bool = False
     time_features: int = 256
-    image_width: int = 0
-    image_positions: int = 0
     gate_init: float = 0.3
     factorised: bool = False
-    actions: int = 0
     mask_values: int = 1
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +19,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from worldline.checkpoints import layout
-from worldline.checkpoints.folder import LayoutName, Parts, load_parts, model_hash, save_pretrained
-from worldline.diffusion.guidance import cfg, scale_at
+from worldline.checkpoints.folder import LayoutName, Parts, convert, load_parts, model_hash, save_pretrained
+from worldline.diffusion.guidance import cfg, cfg_text_image, image_ramp, oscillating, scale_at
 from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
 from worldline.diffusion.timesteps import at_timesteps
-from worldline.dit.conditions import Conditions, actions_of_tokens, driven, none, place_known
+from worldline.dit.conditions import Conditions, driven, frames_to_tokens, none, place_known
+from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT
-from worldline.dit.patchify import Packed, grid, pack, patchify, unpack
+from worldline.dit.patchify import Packed, Patch, grid, pack, patchify, unpack
 from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
@@ -39,6 +39,7 @@ from worldline.generate.request import (
     how_of,
     known_defaults,
     request_of,
+    suffixed,
     window_of,
 )
 from worldline.generate.result import Result
@@ -58,7 +59,8 @@ MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group
 
 @dataclass(frozen=True)
 class Drawing:
-    """What sampling needs to know beside the prompts: size (divisible, see VideoShape.snapped), steps, guidance.
+    """What sampling needs to know beside the prompts: size (divisible, see VideoShape.snapped), steps, guidance, and
+    what ends each prompt.
 
     `strength`: 1 begins in noise; below, in what is to be changed with so much noise (SDEdit, Meng et al. 2021).
     """
@@ -67,22 +69,28 @@ class Drawing:
     steps: int = 20
     guidance_scale: float = 5.0
     guidance_scale_2: float | None = None
+    guidance_scale_image: float | None = None
     negative_prompt: str = ""
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_oscillation: bool = False
+    prompt_suffix: str = ""
     sampler: str = "euler"
     strength: float = 1.0
 
-    @property
-    def guided(self) -> bool:
-        """Whether the model is asked without the prompt as well."""
-        return self.guidance_scale != 1 or self.guidance_scale_2 not in (None, 1)
+    def copies(self, known: bool) -> int:
+        """How often the model is asked of each video at once: with prompt and what is known (1), also without the
+        prompt (2), also without either (3), which tells nothing new where nothing is `known`."""
+        if known and self.guidance_scale_image not in (None, 1):
+            return 3
+        return 2 if self.guidance_scale != 1 or self.guidance_scale_2 not in (None, 1) else 1
 
     @staticmethod
     def of(request: Request) -> Drawing:
         """The part of a request that sampling needs."""
         names = {field.name for field in fields(Drawing)} & {field.name for field in fields(Request)}
         shared = {name: getattr(request, name) for name in names}
+        shared["prompt_suffix"] = request.prompt_suffix.replace("{fps}", f"{float(request.fps):g}")
         return Drawing(request.padded, **shared)
 
 
@@ -122,8 +130,9 @@ class Pipeline:
         overwrite: bool = False,
     ) -> Path:
         """Write the model as it was loaded, not as `self.dtype` rounds it; arguments as `folder.save_pretrained`."""
-        parts = load_parts(self.source) if self.source else self.parts
-        return save_pretrained(parts, folder, dtype, overwrite, layout)
+        if self.source:
+            return convert(self.source, folder, layout, dtype, overwrite)
+        return save_pretrained(self.parts, folder, dtype, overwrite, layout)
 
     # ---- for people ----------------------------------------------------------------------------
 
@@ -139,10 +148,13 @@ class Pipeline:
         steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_scale_2: float | None = None,
+        guidance_scale_image: float | None = None,
         guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_oscillation: bool | None = None,
         sampler: str | None = None,
         negative_prompt: str | None = None,
+        prompt_suffix: str | None = None,
         seed: int = 0,
         num_videos: int = 1,
         image: np.ndarray | None = None,
@@ -152,12 +164,14 @@ class Pipeline:
         """Make `num_videos` videos of a prompt; what is not given comes from the model's own defaults.
 
         `image`: uint8 (H, W, 3), kept as the first frame. `long`: see `paint`. `frames=1` makes a picture.
-        `guidance_scale_2`: of the low-noise expert, for a model that has one.
+        `guidance_scale_2`: of the low-noise expert, for a model that has one; `guidance_scale_image`: of what is known,
+        for a model that is guided by it. `guidance_oscillation`, `prompt_suffix`: see `Request`.
         `progress(done, total)` is called after every step. Raises UserError for any value that cannot be.
         """
         given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler, "fps": fps}
         given |= {"guidance_scale": guidance_scale, "guidance_scale_2": guidance_scale_2}
-        given |= {"guidance_rescale": guidance_rescale}
+        given |= {"guidance_scale_image": guidance_scale_image, "guidance_rescale": guidance_rescale}
+        given |= {"guidance_oscillation": guidance_oscillation, "prompt_suffix": prompt_suffix}
         given |= {"guidance_interval": guidance_interval, "negative_prompt": negative_prompt, "seed": seed}
         check_prompt(prompt)
         request = self.request(prompt, seconds=seconds, frames=frames, num_videos=num_videos, **given)
@@ -251,7 +265,8 @@ class Pipeline:
                 f"the model was not taught {listed} and may misread it; `worldline worlds render` shows its words"
             )
         with torch.inference_mode():
-            truncated = self.text.encode([request.prompt]).truncated
+            told = suffixed(request.prompt, Drawing.of(request).prompt_suffix)
+            truncated = self.text.encode([told]).truncated
             if truncated is not None and bool(truncated[0]):
                 lines.append("the prompt is longer than the model reads; its end is ignored")
         return lines
@@ -379,7 +394,7 @@ class Pipeline:
         What is known of `canvas`, which that shape pads, stands in every video.
         """
         condition = None if canvas is None else self.condition(canvas)
-        each = self.grid.tokens(drawing.shape).count * (2 if drawing.guided else 1)
+        each = self.grid.tokens(drawing.shape).count * drawing.copies(known=condition is not None)
         size = max(1, MAX_PACKED // each)
         groups = [slice(start, start + size) for start in range(0, len(prompts), size)]
         videos: list[np.ndarray] = []
@@ -416,9 +431,6 @@ class Pipeline:
         """
         config, latent = self.dit.config, self.grid.latent(drawing.shape)
         check_pictures(self.pictures, 0 if condition is None or not condition.mask.any() else self.pictures)
-        with self._timed("text"):
-            words = list(prompts) + ([drawing.negative_prompt] * len(prompts) if drawing.guided else [])
-            text = self.text.encode(words)
         size = (
             config.in_channels,
             latent.frames if times is None else len(times),
@@ -426,14 +438,19 @@ class Pipeline:
             latent.width,
         )
         condition = none(size) if condition is None else condition
-        tokens = math.prod(grid(size, config.patch))
-        sigmas, timesteps = self.parts.scheduler.times(drawing.steps, tokens)
+        with self._timed("text"):
+            words = [suffixed(prompt, drawing.prompt_suffix) for prompt in prompts]
+            others = drawing.copies(known=bool(condition.mask.any())) - 1
+            text = self.text.encode(words + [drawing.negative_prompt] * len(prompts) * others)
+        frames, rows, columns = grid(size, config.patch)
+        sigmas, timesteps = self.parts.scheduler.times(drawing.steps, frames * rows * columns, frames)
         begin = min(drawing.steps - 1, round((1 - drawing.strength) * drawing.steps))
-        sigmas = sigmas[begin:]
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         packed = pack(noise, config.patch, None if times is None else [times] * len(seeds))
         x = packed.tokens  # (N, D)
-        denoise = self._denoiser(packed, condition, text, drawing, x)
+        scales = scales_of(drawing, condition, config.patch, sigmas if timesteps is None else timesteps / 1000)
+        denoise = self._denoiser(packed, condition, text, drawing, x, scales)
+        sigmas = sigmas[begin:]
         if timesteps is not None:
             denoise = at_timesteps(denoise, sigmas, timesteps[begin:] / 1000)
         if start is not None:
@@ -448,35 +465,44 @@ class Pipeline:
         return unpack(x, packed, config.patch)
 
     def _denoiser(
-        self, packed: Packed, condition: Conditions, text: TextStates, drawing: Drawing, noise: Tensor
+        self,
+        packed: Packed,
+        condition: Conditions,
+        text: TextStates,
+        drawing: Drawing,
+        noise: Tensor,
+        scales: Scales,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """denoise(x (N, D), t ()) -> velocity (N, D), both float32; guided when there are two texts a video.
+        """denoise(x (N, D), t ()) -> velocity (N, D), both float32; guided when there are two or three texts a video.
 
         What is known stands clean among the noisy tokens, or only beside them, as the model was taught. One that was
         taught neither would take it for a sample of less noise: for it, what is known is as noisy as the rest, by the
         `noise` (N, D) that the sample began with (replacement, Song et al. 2021, sec. 5).
         """
         videos, holding = len(packed.shapes), self.dit.config.holding
-        copies = (len(text.cu_seqlens) - 1) // videos  # 2 with guidance: all videos with the prompt, then without
+        copies = (len(text.cu_seqlens) - 1) // videos  # all videos with the prompt, then without, see `Drawing.copies`
+        last = int(packed.cu_seqlens[-1])
         known, mask = (value.repeat(videos * copies, 1).to(self.device, self.dtype)
                        for value in condition.tokens(self.dit.config.patch))  # fmt: skip
+        for value in (known, mask):
+            value[2 * last :] = 0  # the third copy sees nothing of what is known
         actions = None
         if condition.actions is not None:
-            actions = actions_of_tokens(condition.actions, condition.mask.shape, self.dit.config.patch)
+            actions = frames_to_tokens(condition.actions, condition.mask.shape, self.dit.config.patch)
             actions = actions.repeat(videos * copies, 1).to(self.device)
         coords = packed.coords.repeat(copies, 1).to(self.device)
-        last = int(packed.cu_seqlens[-1])
         cu = torch.cat([packed.cu_seqlens] + [packed.cu_seqlens[1:] + last * i for i in range(1, copies)])
         cu = cu.to(self.device)
         told = self._told(text, condition)
-        # What the blocks read of the prompts is the same at every step; with guidance there are two sets of samples.
+        # What the blocks read of the prompts is the same at every step, but for how many copies are asked.
         reading = cache(lambda dit, count: dit.read(told.first(count * videos)))
         eps = noise.to(self.device).repeat(copies, 1)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             dit, most = self._expert(t, drawing)
-            scale = 1.0 if copies == 1 else scale_at(float(t), most, drawing.guidance_interval)
-            count = 1 if scale == 1.0 else copies  # of the copies, the first alone has the prompt
+            scale, image_scale = scales(float(t), most)
+            beside = isinstance(image_scale, Tensor) or image_scale != 1
+            count = 3 if beside else 2 if scale != 1 else 1
             rows, ends = count * last, count * videos + 1
             tokens, timestep = x.repeat(count, 1), t.expand(count * len(x))
             if holding == "clean":
@@ -491,26 +517,31 @@ class Pipeline:
                 reading(dit, count),
                 known=known[:rows],
                 mask=mask[:rows],
-                actions=None if actions is None else actions[:rows],
+                **({} if actions is None else {"actions": actions[:rows]}),
             ).float()
-            if count == 1:
-                return velocity
-            cond, uncond = velocity.chunk(2)
-            return cfg(cond, uncond, scale, drawing.guidance_rescale)
+            match velocity.chunk(count):
+                case (cond, uncond):
+                    return cfg(cond, uncond, scale, drawing.guidance_rescale)
+                case (cond, no_text, neither):
+                    if isinstance(image_scale, Tensor):
+                        image_scale = image_scale.to(x).repeat(videos, 1)
+                    return cfg_text_image(cond, no_text, neither, scale, image_scale, drawing.guidance_rescale)
+            return velocity
 
         return denoise
 
     def _told(self, text: TextStates, condition: Conditions) -> Told:
         """Prompts, and the same pictures beside each of them."""
         padding = None if text.padding is None else text.padding.to(self.device)
-        told = Told(text.states.to(self.device, self.dtype), text.cu_seqlens.to(self.device), padding)
+        vector = None if text.pooled is None else text.pooled.to(self.device, self.dtype)
+        told = Told(text.states.to(self.device, self.dtype), text.cu_seqlens.to(self.device), padding, vector)
         if condition.pictures is None:
             return told
         samples, rows = len(text.cu_seqlens) - 1, len(condition.pictures)
         image = condition.pictures.to(self.device, self.dtype).repeat(samples, 1)
         return told._replace(image=image, cu_image=torch.arange(samples + 1, device=self.device) * rows)
 
-    def _expert(self, t: Tensor, drawing: Drawing) -> tuple[DiT, float]:
+    def _expert(self, t: Tensor, drawing: Drawing) -> tuple[DiT | MMDiT, float]:
         """The transformer of a time, and the scale of its guidance: the first one's from `boundary` on."""
         # Compared as they are stored: 900 of 1000 in float32 lies below the number 0.9.
         if self.low is None or bool(t >= t.new_tensor(self.parts.boundary)):
@@ -553,14 +584,17 @@ class Pipeline:
         self, frames: np.ndarray, first: int = 0, stop: int | None = None, known: np.ndarray | None = None
     ) -> Tensor:
         """Whitened latents (C, stop - first, H', W') of the latent frames `first` to `stop` - 1 of a video uint8
-        (T, H, W, 3) of 4k+1 frames; streamed, and beginning one latent frame early for what lies before.
+        (T, H, W, 3) of 4k+1 frames; streamed, and beginning one latent frame early for what lies before. An autoencoder
+        of whole clips takes them for a clip of their own, which begins with the last frame of the first.
 
         `known`: bool (T, H, W); the other pixels are grey.
         """
         temporal = self.vae.config.temporal
         stop = (len(frames) - 1) // temporal + 1 if stop is None else stop
-        lead = max(0, first - 1)
-        begin, end = max(0, temporal * (lead - 1) + 1), temporal * (stop - 1) + 1
+        whole = self.vae.whole_clips
+        lead = first if whole else max(0, first - 1)
+        begin = temporal * first if whole else max(0, temporal * (lead - 1) + 1)
+        end = temporal * (stop - 1) + 1
 
         def chunks() -> Iterator[Tensor]:
             for i in range(begin, end, 16):
@@ -576,10 +610,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:
-        """Whitened latents in pieces (C, t', H', W') -> pixels uint8 (t, H, W, 3), in constant memory."""
-        history = History()
-        for piece in latents:
-            for part in piece.split(max(1, min(4, DECODED // (piece.shape[2] * piece.shape[3]))), dim=1):
+        """Whitened latents in pieces (C, t', H', W') -> pixels uint8 (t, H, W, 3), in constant memory but for an
+        autoencoder of whole clips."""
+        history, whole = History(), self.vae.whole_clips
+        for piece in [torch.cat(list(latents), dim=1)] if whole else latents:
+            most = piece.shape[1] if whole else min(4, DECODED // (piece.shape[2] * piece.shape[3]))
+            for part in piece.split(max(1, most), dim=1):
                 if part.shape[1]:
                     with self._timed("vae"):
                         z = self.parts.whitening.inverse(part.float().cpu())[None].to(self.device, self.dtype)
@@ -588,6 +624,35 @@ class Pipeline:
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.timings, name, self.device)
+
+
+Scales = Callable[[float, float], tuple[float, float | Tensor]]
+"""scales(t, scale of the prompt) -> what that is at t, and the scale of what is known: one, or (n, 1) of the tokens."""
+
+
+def scales_of(drawing: Drawing, condition: Conditions, patch: Patch, times: Tensor) -> Scales:
+    """How a drawing changes its scales over the `times` (steps,) that the model is asked at.
+
+    Where guidance oscillates and pictures are known, first, last or both, the scale of what is known also rises from
+    frame to frame (`image_ramp`), as Open-Sora 2.0 has it.
+    """
+    steps = {t: step for step, t in enumerate(times.tolist())}
+    beside = 1.0
+    if drawing.guidance_scale_image is not None and bool(condition.mask.any()):
+        beside = drawing.guidance_scale_image
+    pictures = not condition.mask[:, 1:-1].any()
+
+    def scales(t: float, text: float) -> tuple[float, float | Tensor]:
+        text, image = (scale_at(t, scale, drawing.guidance_interval) for scale in (text, beside))
+        if not drawing.guidance_oscillation:
+            return text, image
+        text, image = (oscillating(scale, steps[t]) for scale in (text, image))
+        if image <= 1 or not pictures:
+            return text, image
+        ramp = image_ramp(image, steps[t], drawing.steps, condition.mask.shape[1])
+        return text, frames_to_tokens(ramp[:, None], condition.mask.shape, patch)
+
+    return scales
 
 
 class _Timer:

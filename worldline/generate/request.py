@@ -32,7 +32,9 @@ class Request:
 
     Units: width and height in pixels, fps in frames per second. Video i is drawn from `seed + i`. Guidance acts at
     the times of `guidance_interval` (1 is pure noise, 0 the finished video); see diffusion.guidance for `rescale`.
-    `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert. `grid` is the model's.
+    `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert; `guidance_scale_image` that
+    of what is known of the video, None for a model that is not guided by it; `guidance_oscillation` turns both off in
+    every other late step. `prompt_suffix` ends what the model reads, see `suffixed`. `grid` is the model's.
     """
 
     prompt: str
@@ -44,8 +46,11 @@ class Request:
     steps: int = 20
     guidance_scale: float = 5.0
     guidance_scale_2: float | None = None
+    guidance_scale_image: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_oscillation: bool = False
+    prompt_suffix: str = ""
     sampler: str = "euler"
     seed: int = 0
     num_videos: int = 1
@@ -54,12 +59,15 @@ class Request:
     def __post_init__(self) -> None:
         check_text("PROMPT", self.prompt)
         check_text("--negative-prompt", self.negative_prompt)
+        check_text("--prompt-suffix", self.prompt_suffix)
         check_size(self.width, self.height)
         check_range("--frames", self.frames, 1, 1_000_000, whole=True)
         check_range("--steps", self.steps, 1, MAX_STEPS, whole=True)
         check_range("--guidance-scale", self.guidance_scale, 0, 100)
         if self.guidance_scale_2 is not None:
             check_range("--guidance-scale-2", self.guidance_scale_2, 0, 100)
+        if self.guidance_scale_image is not None:
+            check_range("--guidance-scale-image", self.guidance_scale_image, 0, 100)
         check_range("--guidance-rescale", self.guidance_rescale, 0, 1)
         for end in self.guidance_interval:
             check_range("--guidance-interval", end, 0, 1)
@@ -142,6 +150,8 @@ def request_of(
     chosen = {name: value for name, value in given.items() if value is not None}
     if "guidance_scale_2" in chosen and defaults.guidance_scale_2 is None:
         raise UserError("--guidance-scale-2: the model has one expert; leave it out, --guidance-scale holds throughout")
+    if "guidance_scale_image" in chosen and defaults.guidance_scale_image is None:
+        raise UserError("--guidance-scale-image: the model is not guided by what is known; leave it out")
     if "guidance_scale" in chosen and defaults.guidance_scale_2 is not None:
         chosen = {"guidance_scale_2": chosen["guidance_scale"], **chosen}  # one scale that is given holds for both
     length = frames_of(seconds, frames, rate, defaults.frames)
@@ -178,8 +188,9 @@ def free_memory() -> float:
 
 def known_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a model folder that a Request has; raises UserError for a frame rate that none can be."""
-    names = ("width", "height", "frames", "steps", "sampler", "guidance_scale", "guidance_scale_2", "guidance_rescale")
-    values = {name: defaults[name] for name in (*names, "negative_prompt") if name in defaults}
+    scales = ("guidance_scale", "guidance_scale_2", "guidance_scale_image", "guidance_rescale", "guidance_oscillation")
+    names = ("width", "height", "frames", "steps", "sampler", *scales, "negative_prompt", "prompt_suffix")
+    values = {name: defaults[name] for name in names if name in defaults}
     if "guidance_interval" in defaults:
         values["guidance_interval"] = tuple(defaults["guidance_interval"])  # JSON gives lists
     return {**values, "fps": read_fps(defaults.get("fps", Request.fps))}
@@ -209,6 +220,12 @@ def check_prompt(prompt: str) -> None:
     """Raise UserError for a prompt that says nothing."""
     if not prompt.strip():
         raise UserError('PROMPT is empty: say what the video shows, for example "a red ball rolls to the right"')
+
+
+def suffixed(prompt: str, suffix: str) -> str:
+    """The prompt as a sentence, then the suffix, if there is one (hpcaitech/Open-Sora, opensora/utils/inference.py)."""
+    sentence = prompt.strip()
+    return f"{sentence}{'' if sentence.endswith('.') else '.'} {suffix}" if suffix else prompt
 
 
 def check_pictures(needed: int, given: int) -> None:

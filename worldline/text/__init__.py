@@ -1,8 +1,8 @@
-"""Text encoders: prompts in, packed token-level states out, never one pooled vector (it cannot tell left from right).
+"""Text encoders: prompts in, packed token-level states out, never a pooled vector alone (it tells no left from right).
 
 `WordTransformer` is small and trained with the diffusion transformer; `MiniLM` and `HFText` are pretrained and
-frozen; `ByteEncoder` is for tests; `CachedText` remembers what any of them said about a prompt. `HFImage` encodes
-images, for models that are told one beside the prompt.
+frozen; `ByteEncoder` is for tests; `WithPooled` adds the pooled vector of a second one; `CachedText` remembers what any
+of them said about a prompt. `HFImage` encodes images, for models that are told one beside the prompt.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from worldline.errors import UserError
 from worldline.text.image import HFImage
 from worldline.text.pretrained import HFText, MiniLM
-from worldline.text.states import ByteEncoder, CachedText, TextEncoder, TextStates
+from worldline.text.states import ByteEncoder, CachedText, TextEncoder, TextStates, WithPooled
 from worldline.text.words import WordConfig, WordTransformer
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "MiniLM",
     "TextEncoder",
     "TextStates",
+    "WithPooled",
     "WordConfig",
     "WordTransformer",
     "encoder_config",

@@ -1,4 +1,4 @@
-"""What an encoder answers, the protocol that all share, a cache before any of them, and one untrained for tests."""
+"""What an encoder answers, the protocol that all share, two as one, a cache before any, and one untrained for tests."""
 
 from __future__ import annotations
 
@@ -91,6 +91,18 @@ class ByteEncoder:
         states = torch.sin(values[:, None] * scale) + torch.cos(packing.places[:, None] * scale)
         truncated = torch.tensor([len(prompt.encode("utf-8", "replace")) > self.max_bytes for prompt in prompts])
         return TextStates(states, packing.cu_seqlens, truncated)
+
+
+class WithPooled:
+    """States of one encoder, beside them the pooled vector of another: what multimodal transformers are told."""
+
+    def __init__(self, states: TextEncoder, pooled: TextEncoder) -> None:
+        self.states, self.pooled = states, pooled
+        self.width = states.width
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """States (M, width) of the first, `pooled` (B, D) of the second; `truncated` is the first's."""
+        return self.states.encode(prompts)._replace(pooled=self.pooled.encode(prompts).pooled)
 
 
 class CachedText:

@@ -21,8 +21,8 @@ from worldline.checkpoints.folder import Parts, SchedulerConfig, load_parts, sam
 from worldline.diffusion.path import RectifiedFlow, add_noise, target
 from worldline.diffusion.timesteps import logit_normal, shift, unshift
 from worldline.dit.conditions import (
-    actions_of_tokens,
     driven,
+    frames_to_tokens,
     per_channel,
     place_known,
     random_mask,
@@ -199,7 +199,7 @@ def actions_of_samples(plan: DiTPlan, samples: Sequence[Sample]) -> Tensor | Non
     rows = []
     for sample in samples:
         acting = torch.zeros(len(sample.frames), plan.config.actions + 1) if sample.actions is None else sample.actions
-        rows.append(actions_of_tokens(acting, sample.mask.shape, plan.config.patch))
+        rows.append(frames_to_tokens(acting, sample.mask.shape, plan.config.patch))
     return torch.cat(rows)
 
 

@@ -36,8 +36,9 @@ class HunyuanVAEConfig:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON gives lists
         if len(self.widths) < 3:
             raise UserError(f"widths has {len(self.widths)} levels; halving time twice needs at least 3")
-        if any(width % self.groups for width in self.widths):
-            raise UserError(f"groups={self.groups} does not divide every width of {self.widths}")
+        whole = isinstance(self.groups, int) and self.groups > 0
+        if not whole or any(width % self.groups for width in self.widths):
+            raise UserError(f"groups={self.groups!r} does not divide every width of {self.widths}")
 
     @property
     def temporal(self) -> int:
