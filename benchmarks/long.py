@@ -27,6 +27,7 @@ from worldline.eval.worlds import Case
 from worldline.generate.pipeline import load
 from worldline.media.preview import contact_sheet
 from worldline.media.write import write_image
+from worldline.shapes import frames_for
 from worldline.worlds.render import render
 
 FPS = 16
@@ -79,7 +80,7 @@ def main() -> None:
         print(json.dumps(make(args, args.folder)))
         return
     cases = sample_cases(max(2, args.n), args.seed)[: args.n]
-    truths = [render(case.scene, round(args.seconds * FPS)).frames for case in cases]
+    truths = [render(case.scene, frames_for(args.seconds, FPS)).frames for case in cases]
     print(f"{'the true worlds':16} {judged(truths, truths, cases)}")
     clips, labels = [], []
     for how in args.plans.split(","):
