@@ -1,4 +1,4 @@
-"""HunyuanVideo's autoencoder against diffusers, untiled: random checkpoints, key and config maps, pitfalls."""
+"""HunyuanVideo's autoencoder against diffusers, whole and tiled: random checkpoints, key and config maps, pitfalls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worldline.checkpoints.hunyuan_vae import (
 )
 from worldline.errors import UserError
 from worldline.vae import hunyuan
-from worldline.vae.codec import History
+from worldline.vae.codec import Cut, History
 from worldline.vae.hunyuan import HunyuanVAE, HunyuanVAEConfig
 from worldline.vae.streaming import decode_stream, encode_stream
 
@@ -137,7 +137,7 @@ def test_the_norm_keeps_its_digits_on_long_clips() -> None:
         assert error(norm(x.bfloat16()).double(), exact.movedim(1, -1)) < 2e-2
 
 
-# ---- streams: one chunk --------------------------------------------------------------------------
+# ---- streams: one chunk, or blended --------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -146,13 +146,35 @@ def test_a_stream_waits_for_its_end(pair: tuple[Any, HunyuanVAE]) -> None:
     x = video(7, 20, 24)[:1]
     (posterior,) = encode_stream(vae, iter(x.split(3, dim=2)))
     assert torch.equal(posterior.mean, vae.encode(x).mean)
-    (pixels,) = decode_stream(vae, iter(posterior.mean.split(1, dim=2)), 1, (7, 20, 24))
+    (pixels,) = decode_stream(vae, iter(posterior.mean.split(1, dim=2)), Cut(1), (7, 20, 24))
     assert torch.equal(pixels, vae.decode(posterior.mean, (7, 20, 24)))
     assert pixels.shape == x.shape
     history = History()
     vae.decode_chunk(posterior.mean, history)
     with pytest.raises(UserError, match="one chunk"):
         vae.decode_chunk(posterior.mean, history)
+
+
+@pytest.mark.parametrize(("frames", "side"), [(2, 4), (6, 0), (8, 4)])
+@torch.no_grad()
+def test_blended_pieces_are_those_of_diffusers(frames: int, side: int, pair: tuple[Any, HunyuanVAE]) -> None:
+    """Overlapping tiles in time and space faded into each other, however the stream arrives; far from the exact answer,
+    which is why they are a choice."""
+    model, vae = pair
+    z = torch.randn(1, 4, frames, 5, 7, generator=torch.Generator().manual_seed(3))
+    x = video(4 * frames - 3, 40, 56)[:1]
+    model.use_framewise_encoding = model.use_framewise_decoding = True
+    large = 8 * side or 1024
+    model.enable_tiling(large, large, 16, 3 * large // 4, 3 * large // 4, 12)
+    shown, known = model.decode(z).sample, model.encode(x).latent_dist.mean
+    model.use_tiling = False
+    model.use_framewise_encoding = model.use_framewise_decoding = False
+    cut = Cut(4, side, blended=True)
+    pixels = torch.cat(list(decode_stream(vae, iter(z.split(1, dim=2)), cut)), dim=2)
+    means = torch.cat([p.mean for p in encode_stream(vae, iter(x.split(5, dim=2)), cut=cut)], dim=2)
+    assert max(error(pixels, shown), error(means, known)) < LIMIT
+    assert error(vae.decode(z), shown) > 0.1
+    assert "approximation" in str(cut)
 
 
 @torch.no_grad()

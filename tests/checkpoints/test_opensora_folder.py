@@ -15,11 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from worldline.checkpoints import layout, opensora
 from worldline.checkpoints.folder import Parts, SchedulerConfig, convert, load_parts, save_pretrained
 from worldline.checkpoints.hunyuan_vae import load_hunyuan_vae
 from worldline.checkpoints.keymap import Piece
+from worldline.checkpoints.outline import Outline
 from worldline.checkpoints.weights import Weights
 from worldline.cli import main
 from worldline.dit import mmdit
@@ -30,12 +32,15 @@ from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate import edit
 from worldline.generate import pipeline as pipeline_module
+from worldline.generate import plan as planning
 from worldline.generate.canvas import timeline
 from worldline.generate.pipeline import Deferred, Drawing, Pipeline
+from worldline.generate.request import Request
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image
 from worldline.shapes import Grid, VideoShape
 from worldline.text import HFText, TextStates, WithPooled
+from worldline.vae.codec import Cut
 from worldline.vae.hunyuan import HunyuanVAE
 
 LIMIT = 1e-5  # relative, in fp32; 2e-6 is seen
@@ -390,6 +395,47 @@ def test_traits_and_defaults_are_the_loaded_models(folder: Path) -> None:
     assert (request.guidance_scale, request.guidance_scale_image, request.guidance_oscillation) == (7.5, 3.0, True)
     assert request.tokens.count == 33 * 12 * 21
     assert Drawing.of(request).prompt_suffix == "24 FPS. 4 motion score."
+
+
+def test_a_plan_is_of_the_loaded_model(folder: Path, parts: Parts) -> None:
+    outline, loaded = Outline.of_folder(folder), Outline.of_parts(load_parts(folder))
+    assert outline.loaded.items() >= loaded.loaded.items()
+    assert outline.loaded.keys() == {"vae", "transformer", "text_encoder", "text_encoder_2"}
+    assert outline.text_rows == loaded.text_rows == opensora.T5_TOKENS
+    request = Request("", width=100, height=70, frames=11, guidance_scale_image=3.0)
+    where = planning.Setting(torch.device("cpu"), torch.float32, {})
+    made, read = (planning.plan(outline, request, dataclasses.replace(where, reads=reads)) for reads in (False, True))
+    assert (made.tokens, made.samples, read.samples) == (request.tokens.count, 2, 3)
+    assert made.flops == 2 * request.steps * parts.dit.flops(made.tokens, opensora.T5_TOKENS)
+    assert str(made.cut) == "4 latent frames at a time, exact"  # all of them: it fits
+    rest = planning.weights(outline, where) + max(outline.stored.values()) + planning.WORKSPACE
+    assert read.peak < rest + planning._loosely(outline, request, dataclasses.replace(where, reads=True), made.cut)
+
+
+def test_what_does_not_fit_whole_is_blended_and_says_so(parts: Parts) -> None:
+    pipeline = pipeline_of(parts)
+    asked = {"width": 64, "height": 48, "frames": 33, "steps": 1, "prompt_suffix": "{fps} FPS. 4 motion score."}
+    exact = pipeline.generate(PROMPT, fps=24, **asked)
+    assert "decoded" not in exact.metadata
+    pipeline._cuts.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_module, "fitting_cut", lambda *_: Cut(4, blended=True))
+        blended = pipeline.generate(PROMPT, fps=24, **asked)
+    assert "approximation" in blended.metadata["decoded"]
+    assert blended.frames.shape == exact.frames.shape
+    assert not np.array_equal(blended.frames, exact.frames)
+
+
+def test_the_work_is_that_of_the_matrices(parts: Parts) -> None:
+    config, tokens, text = parts.dit.config, 96, 32
+    told = Told(
+        torch.zeros(text, config.text_width), torch.tensor([0, text]), vector=torch.zeros(1, config.vector_width)
+    )
+    coords = torch.zeros(tokens, 3, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        parts.dit(torch.zeros(tokens, config.token_width), coords, torch.tensor([0, tokens]), torch.ones(tokens), told)
+    # What is of the sample and not of its rows (times, the vector, modulations) is left out.
+    assert 0.95 < parts.dit.flops(tokens, text) / counter.get_total_flops() <= 1
 
 
 def test_suffixes_can_be_others_or_none(parts: Parts) -> None:

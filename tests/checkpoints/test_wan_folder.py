@@ -18,13 +18,16 @@ from torch import Tensor
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import load_parts, save_pretrained
+from worldline.checkpoints.outline import Outline
 from worldline.cli import main
 from worldline.dit.conditions import Conditions
 from worldline.errors import UserError
 from worldline.generate import edit
 from worldline.generate import pipeline as pipeline_module
+from worldline.generate import plan as planning
 from worldline.generate.canvas import Canvas, timeline
 from worldline.generate.pipeline import Deferred, Drawing, Pipeline
+from worldline.generate.request import Request
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image
 from worldline.shapes import Grid
@@ -283,6 +286,31 @@ def test_traits_are_those_of_the_loaded_model(kind: str, folders: Callable[[str]
         assert getattr(ready, name) == getattr(deferred, name)
     assert ready.grid == (Grid(4, 16) if kind == "text and image" else Grid(4, 8))
     assert ready.pictures == {"image": 1, "image, experts": 1, "both ends": 2}.get(kind, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_is_of_the_loaded_model(kind: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = folders(kind)
+    outline, parts = Outline.of_folder(folder), load_parts(folder)
+    modules = {"vae": parts.vae, "transformer": parts.dit, "transformer_2": parts.low}
+    modules |= {"text_encoder": getattr(parts.text, "model"), "image_encoder": getattr(parts.image, "model", None)}  # noqa: B009
+    assert outline.loaded == {name: sum(value.nbytes for value in module.parameters())
+                              for name, module in modules.items() if module is not None}  # fmt: skip
+    assert (outline.dit.config, outline.vae.config) == (parts.dit.config, parts.vae.config)
+    again = Outline.of_parts(parts)
+    assert (outline.text_rows, outline.image_rows) == (again.text_rows, again.image_rows)
+    assert outline.image_rows == {"image": 5, "both ends": 10}.get(kind, 0)
+    grid = layout.traits(folder).grid
+    request = Request("", width=100, height=70, frames=11, guidance_scale=1.0, guidance_scale_2=2.0, grid=grid)
+    where = planning.Setting(torch.device("cpu"), torch.float32, {}, reads=True)
+    made = planning.plan(outline, request, where)
+    assert (made.tokens, made.samples) == (request.tokens.count, 2)
+    assert made.drawn == request.padded
+    cut = planning.standard_cut(*dataclasses.astuple(grid.latent(request.padded))[1:])
+    rest = planning.weights(outline, where) + max(outline.stored.values()) + planning.WORKSPACE
+    assert made.peak < rest + planning._loosely(outline, request, where, cut)
+    half = save_pretrained(parts, tmp_path / "half", "bfloat16")
+    assert (outline.half, Outline.of_folder(half).half) == (None, torch.bfloat16)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldline.errors import UserError
 from worldline.vae.causal import WAN_2_1, WAN_2_2, CausalVAE, CausalVAEConfig, average, fold, repeat, unfold
-from worldline.vae.codec import History
+from worldline.vae.codec import Cut, History
 from worldline.vae.streaming import decode_stream, encode_stream
 
 TINY_2_1 = CausalVAEConfig(latent_channels=4, encoder_width=8, decoder_width=8, blocks=1)
@@ -85,7 +85,7 @@ def test_encoding_in_chunks_equals_one_shot(vae: CausalVAE, lengths: list[int]) 
 @torch.no_grad()
 def test_decoding_in_chunks_equals_one_shot(vae: CausalVAE, chunk: int) -> None:
     z = latents(vae, 5)
-    torch.testing.assert_close(torch.cat(list(decode_stream(vae, z, chunk)), 2), vae.decode(z), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(list(decode_stream(vae, z, Cut(chunk))), 2), vae.decode(z), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

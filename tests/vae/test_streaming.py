@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldline.errors import UserError
+from worldline.vae.codec import Cut
 from worldline.vae.model import MICRO, VideoVAE
 from worldline.vae.streaming import decode_stream, encode_stream
 
@@ -48,10 +49,10 @@ def test_encoding_in_chunks_equals_one_shot(vae: VideoVAE, frames: int, lengths:
 @torch.no_grad()
 def test_decoding_in_chunks_equals_one_shot(vae: VideoVAE, chunk: int) -> None:
     z = torch.randn(2, 16, 6, 2, 3)
-    parts = list(decode_stream(vae, z, chunk))
+    parts = list(decode_stream(vae, z, Cut(chunk)))
     assert len(parts) == -(-6 // chunk)
     torch.testing.assert_close(torch.cat(parts, 2), vae.decode(z), atol=1e-5, rtol=0)
-    split = list(decode_stream(vae, iter(z.split([1, 3, 2], dim=2)), chunk))
+    split = list(decode_stream(vae, iter(z.split([1, 3, 2], dim=2)), Cut(chunk)))
     torch.testing.assert_close(torch.cat(split, 2), vae.decode(z), atol=1e-5, rtol=0)
 
 
@@ -59,7 +60,7 @@ def test_decoding_in_chunks_equals_one_shot(vae: VideoVAE, chunk: int) -> None:
 @torch.no_grad()
 def test_cropping_in_a_stream(vae: VideoVAE, size: tuple[int, int, int]) -> None:
     z = torch.randn(1, 16, 6, 2, 3)
-    parts = torch.cat(list(decode_stream(vae, z, 2, size)), 2)
+    parts = torch.cat(list(decode_stream(vae, z, Cut(2), size)), 2)
     assert parts.shape[2:] == size
     torch.testing.assert_close(parts, vae.decode(z, size), atol=1e-5, rtol=0)
 
@@ -73,8 +74,8 @@ def test_streams_build_no_graph(vae: VideoVAE) -> None:
 
 def test_two_streams_do_not_share_state(vae: VideoVAE) -> None:
     a, b = torch.randn(1, 16, 4, 1, 1), torch.randn(1, 16, 4, 1, 1)
-    alone = list(decode_stream(vae, a, 1))
-    first, second = decode_stream(vae, a, 1), decode_stream(vae, b, 1)
+    alone = list(decode_stream(vae, a, Cut(1)))
+    first, second = decode_stream(vae, a, Cut(1)), decode_stream(vae, b, Cut(1))
     woven = []
     for _ in range(4):
         woven.append(next(first))
@@ -82,9 +83,11 @@ def test_two_streams_do_not_share_state(vae: VideoVAE) -> None:
     assert all(torch.equal(x, y) for x, y in zip(alone, woven, strict=True))
 
 
-def test_a_chunk_holds_at_least_one_latent_frame(vae: VideoVAE) -> None:
+def test_a_chunk_holds_at_least_one_latent_frame() -> None:
     with pytest.raises(UserError, match="chunk=0"):
-        next(decode_stream(vae, torch.zeros(1, 16, 1, 1, 1), chunk=0))
+        Cut(0)
+    with pytest.raises(UserError, match="tile=-1"):
+        Cut(side=-1)
 
 
 MEASURE = """

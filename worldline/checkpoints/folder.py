@@ -110,13 +110,13 @@ def load_parts(path: str | Path | None = None) -> Parts:
         return wan.load(folder)
     vae_values = layout.config(folder, "vae")
     whitening = Whitening.from_dict(vae_values.pop("whitening", {}))
-    vae = _own(folder / "vae", partial(VideoVAE, _config(VAEConfig, vae_values, folder / "vae")))
-    config = _config(DiTConfig, layout.config(folder, "transformer"), folder / "transformer")
+    vae = _own(folder / "vae", partial(VideoVAE, config_of(VAEConfig, vae_values, folder / "vae")))
+    config = config_of(DiTConfig, layout.config(folder, "transformer"), folder / "transformer")
     dit = _own(folder / "transformer", partial(DiT, config), layers=config.depth)
     text = _text(folder)
     pieces: list[Piece[Any]] = [vae, dit, *([text] if isinstance(text, Piece) else [])]
     keymap.check(pieces)
-    scheduler = _config(SchedulerConfig, layout.config(folder, "scheduler"), folder / "scheduler")
+    scheduler = config_of(SchedulerConfig, layout.config(folder, "scheduler"), folder / "scheduler")
     return Parts(
         vae.load(torch.float32),
         dit.load(torch.float32),
@@ -254,7 +254,7 @@ def export(
     if vae is not None:
         place = _inside("--vae", Path(vae), "vae", CONFIG_NAMES["vae"])
         values = {key: v for key, v in layout.read_json(place / CONFIG_NAMES["vae"]).items() if key != "whitening"}
-        other = _own(place, partial(VideoVAE, _config(VAEConfig, values, place))).load(torch.float32)
+        other = _own(place, partial(VideoVAE, config_of(VAEConfig, values, place))).load(torch.float32)
         if not same_encoder(parts.vae, other):
             raise UserError("--vae: its encoder differs from that of the DiT's training; give that run's VAE")
         parts = replace(parts, vae=other)
@@ -281,7 +281,7 @@ def same_encoder(old: VideoCodec, new: VideoCodec) -> bool:
 # ---- configs -----------------------------------------------------------------------------------
 
 
-def _config(kind: type[Config], values: Mapping[str, Any], place: Path) -> Config:
+def config_of(kind: type[Config], values: Mapping[str, Any], place: Path) -> Config:
     """A frozen config from JSON; raises UserError for a field that this version does not know."""
     fields = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
     chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key[0] != "_"}

@@ -143,7 +143,7 @@ def load(folder: Path) -> Parts:
 
     Raises UserError for parts that do not fit their names, or each other: all misfits at once, before weights are read.
     """
-    dit, vae = piece_of(folder), _vae_piece(folder)
+    dit, vae = piece_of(folder), vae_of(folder)
     t5 = wan_text.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"), "t5")
     clip = _clip_piece(folder)
     _check_fit(folder, dit.empty().config, vae.empty().config)
@@ -167,7 +167,8 @@ def piece_of(folder: Path) -> Piece[MMDiT]:
         return Piece(place, partial(MMDiT, config), weights, table(config))
 
 
-def _vae_piece(folder: Path) -> Piece[HunyuanVAE]:
+def vae_of(folder: Path) -> Piece[HunyuanVAE]:
+    """The autoencoder of a folder before it is read."""
     values = layout.config(folder, "vae")
     groups = values.get("norm_num_groups", HunyuanVAEConfig.groups)
     piece = hunyuan_vae.piece_of(layout.weight_files(folder, "vae"), groups)

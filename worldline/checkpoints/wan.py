@@ -37,6 +37,7 @@ from worldline.dit.model import DiT
 from worldline.errors import UserError
 from worldline.text import HFImage, HFText
 from worldline.vae.causal import CausalVAE
+from worldline.vae.latents import Whitening
 
 CLASS = "WanTransformer3DModel"
 UNUSED = ("norm_added_q.weight", "norm_q_img.weight")  # published with image models, read by none
@@ -257,8 +258,7 @@ def load(folder: Path) -> Parts:
         boundary = float(index.get("boundary_ratio") or 0.0)
     dit = piece_of(folder)
     low = piece_of(folder, "transformer_2") if boundary else None
-    files = layout.weight_files(folder, "vae")
-    vae, whitening = wan_vae.piece_of(files) if native else wan_vae.piece_of(files, folder / "vae")
+    vae, whitening = vae_of(folder)
     text = wan_text.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"))
     told = bool(layout.config(folder, "transformer").get("image_dim"))
     pieces: list[Piece[Any] | None] = [dit, low, vae, text, _image_piece(folder) if told else None]
@@ -305,6 +305,11 @@ def piece_of(folder: Path, part: str = "transformer") -> Piece[DiT]:
         config = replace(config, known=config.known or known)
         check_depth(config.depth, weights, place)
         return Piece(str(place), partial(DiT, config), weights, table(config), UNUSED)
+
+
+def vae_of(folder: Path) -> tuple[Piece[CausalVAE], Whitening]:
+    """The autoencoder of a folder before it is read."""
+    return wan_vae.piece_of(layout.weight_files(folder, "vae"), None if layout.is_native(folder) else folder / "vae")
 
 
 def _image_piece(folder: Path) -> Piece[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worldline.cli.generate import add_output, add_settings, read_picture, save, settings_of
+from worldline.cli.generate import add_output, add_settings, max_memory_of, read_picture, save, settings_of
 from worldline.cli.parser import Parser, Verbs, add_verb, named, note, number, progress
 from worldline.errors import UserError
 
@@ -110,12 +110,13 @@ def _verb(
         from worldline.checkpoints import layout
         from worldline.generate.request import check_output
 
+        most = max_memory_of(args)
         folder = layout.check(args.model)
         out = check_output(args.output, args.overwrite, 1 if name == "image" else 2, getattr(args, "count", 1))
 
         from worldline.generate.pipeline import Deferred
 
-        pipeline = Deferred(folder, layout.defaults(folder))
+        pipeline = Deferred(folder, layout.defaults(folder), most)
         with progress(name) as update:
             args.progress = update
             result = make(args, pipeline)

@@ -55,6 +55,20 @@ def add_settings(parser: Parser) -> None:
     words = "what is longer than the model's window: auto, whole, sliding, long-range or hierarchy"
     add("--long", default="auto", metavar="PLAN", help=words)
     add("--model", default=None, help="model folder or hub id; the shipped model unless given")
+    add_max_memory(parser)
+
+
+def add_max_memory(parser: Parser) -> None:
+    """How much may be taken."""
+    words = "most memory that may be held, for example 8GB; frames are cut to it. What is free unless given"
+    parser.add_argument("--max-memory", default=None, metavar="SIZE", help=words)
+
+
+def max_memory_of(args: argparse.Namespace) -> float | None:
+    """--max-memory in bytes."""
+    from worldline.generate.request import read_bytes
+
+    return None if args.max_memory is None else read_bytes("--max-memory", args.max_memory)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -89,6 +103,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     check_prompt(args.prompt)
+    most = max_memory_of(args)
     # The user's own values first: they are checked even where no model is.
     request = _request(args, {"guidance_scale_2": 1.0, "guidance_scale_image": 1.0})
     folder = layout.check(args.model)
@@ -102,18 +117,22 @@ def run_generate(args: argparse.Namespace) -> None:
     for line in request.notes(trained):
         note(line)
     latent = traits.grid.latent(request.padded)
+    long = how_of(args.long, latent.frames, defaults) != "whole" and out.suffix.lower() == ".mp4"
+
+    from worldline.generate.pipeline import check_memory, load
+
+    cut = check_memory(folder, request, most, how=args.long, reads=image is not None, streamed=long)
+    if cut.blended:
+        note(f"in the memory at hand the autoencoder takes {cut}")
     if args.dry_run:
         how = how_of(args.long, latent.frames, defaults)
         plan = {**request.as_dict(), "tokens": request.tokens.count, "long": how, "model": str(folder)}
-        plan["output"] = [str(file) for file in numbered(out, request.num_videos)]
+        plan |= {"output": [str(file) for file in numbered(out, request.num_videos)], "autoencoder": str(cut)}
         return emit(args, plan, "\n".join(f"{key:16} {value}" for key, value in plan.items()))
-
-    from worldline.generate.pipeline import load
-
-    pipeline = load(folder)
+    pipeline = load(folder, max_memory=most)
     for line in pipeline.hints(request):
         note(line)
-    long = pipeline.plan_for(latent.frames, args.long) != "whole" and out.suffix.lower() == ".mp4"
+    pipeline.plan_for(latent.frames, args.long)  # pieces are refused where the model reads clips as wholes
     with progress("sampling") as update:
         if long:
             return _write_long(args, pipeline, request, image, out, update)

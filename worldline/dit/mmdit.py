@@ -230,6 +230,19 @@ class MMDiT(nn.Module):
         dtype = self.embed.weight.dtype
         return Heard(self.text(told.text.to(dtype)), told.cu_text, self.vector(told.vector.to(dtype)))
 
+    def flops(self, tokens: int, text: int) -> int:
+        """Floating-point operations of the matmuls and attention of one forward pass over one sample.
+
+        tokens, text: the sample's numbers of tokens and text tokens.
+        """
+        c = self.config
+        rows = tokens + text
+        per_row = 4 * c.width**2 + 2 * round(c.width * c.mlp_ratio) * c.width  # qkv, out, MLP: of either block
+        block = per_row * rows + 2 * c.width * rows**2
+        inputs = 2 * c.token_width + (c.token_width + c.cells if c.masks else 0)
+        ends = tokens * c.width * inputs + text * c.text_width * c.width
+        return 2 * ((c.depth + c.single_depth) * block + ends)
+
     def _embed(self, tokens: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:
         """Tokens (N, D), plus what is known of them and where: (N, width)."""
         x = self.embed(tokens)

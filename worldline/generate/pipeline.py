@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import LayoutName, Parts, convert, load_parts, model_hash, save_pretrained
+from worldline.checkpoints.outline import Outline
 from worldline.diffusion.guidance import cfg, cfg_text_image, image_ramp, oscillating, scale_at
 from worldline.diffusion.path import RectifiedFlow, add_noise
 from worldline.diffusion.samplers import by_name
@@ -32,10 +33,12 @@ from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
+from worldline.generate.plan import MAX_PACKED, Setting, fitting_cut, setting, standard_cut
 from worldline.generate.request import (
     Request,
     check_pictures,
     check_prompt,
+    copies_of,
     how_of,
     known_defaults,
     request_of,
@@ -48,13 +51,11 @@ from worldline.media.write import write_bytes
 from worldline.nn.memory import keep_freed_memory
 from worldline.shapes import Grid, VideoShape
 from worldline.text import CachedText, TextStates
-from worldline.vae.model import History
+from worldline.vae.codec import Cut
 from worldline.vae.streaming import decode_stream, encode_stream
 
 Progress = Callable[[int, int], None]
 FLOW = RectifiedFlow()
-DECODED = 2**14  # latent cells decoded at once, at most four frames of them; of larger frames one
-MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group after the other
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,9 @@ class Drawing:
     strength: float = 1.0
 
     def copies(self, known: bool) -> int:
-        """How often the model is asked of each video at once: with prompt and what is known (1), also without the
-        prompt (2), also without either (3), which tells nothing new where nothing is `known`."""
-        if known and self.guidance_scale_image not in (None, 1):
-            return 3
-        return 2 if self.guidance_scale != 1 or self.guidance_scale_2 not in (None, 1) else 1
+        """How often the model is asked of each video at once, see `request.copies_of`; the scale of what is known tells
+        nothing new where nothing is `known`."""
+        return copies_of(self.guidance_scale, self.guidance_scale_2, self.guidance_scale_image if known else None)
 
     @staticmethod
     def of(request: Request) -> Drawing:
@@ -95,7 +94,10 @@ class Drawing:
 
 
 class Pipeline:
-    """A loaded model. Device and dtype are chosen here, once; every video is a function of (prompt, seed, settings)."""
+    """A loaded model. Device and dtype are chosen here, once; every video is a function of (prompt, seed, settings).
+
+    `max_memory`: bytes that the process, or the device, may hold at most; None means what is free when a video is made.
+    """
 
     def __init__(
         self,
@@ -104,12 +106,13 @@ class Pipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         source: Path | None = None,
+        max_memory: float | None = None,
     ) -> None:
         """`source`: the folder that the parts were read from for this pipeline alone; they then are not copied."""
         self.parts = parts
-        self.source = source
+        self.source, self.max_memory = source, max_memory
         self.model_hash = identity
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = chosen_device(device)
         self.dtype = dtype or half_of(parts.dit) or fast_dtype(self.device)
         # Copies unless `source`: the parts may belong to a training run, which needs them as they are.
         own = parts if source else _copied(parts)
@@ -121,6 +124,7 @@ class Pipeline:
         self.defaults = Request("", **known_defaults(parts.defaults), grid=self.grid)
         self.window = window_of(parts.defaults, self.grid)
         self.timings: dict[str, float] = {}
+        self._cuts: dict[tuple[int, int], Cut] = {}
 
     def save_pretrained(
         self,
@@ -193,6 +197,22 @@ class Pipeline:
             )
         return how
 
+    @cached_property
+    def outline(self) -> Outline:
+        """The model without its weights, from which plans are made."""
+        return Outline.of_parts(self.parts)
+
+    def prepare(self, request: Request, how: str = "auto", reads: bool = False, streamed: bool = False) -> None:
+        """Settles how the frames of a request are cut from now on, see `generate.plan`.
+
+        `reads`: known pixels are encoded; `streamed`: frames are given away as they are finished. Raises UserError with
+        the nearest size or length that fits where it does not fit into memory.
+        """
+        about = {"ready": True, "reads": reads, "streamed": streamed, "how": how}
+        where = setting(self.device, self.dtype, self.parts.defaults, self.max_memory, **about)
+        cells = request.grid.latent(request.padded)
+        self._cuts[cells.height, cells.width] = fitting_cut(self.outline, request, where)
+
     def run(
         self,
         request: Request,
@@ -207,6 +227,7 @@ class Pipeline:
         if image is not None:
             picture = fitted(image, request.height, request.width)[None]
             canvas = timeline([picture, request.frames - 1] if request.frames > 1 else [picture])
+        self.prepare(request, how, reads=image is not None)
         self.timings = {}
         if self.plan_for(self.grid.latent(request.padded).frames, how) == "whole":
             videos = self.draw([request.prompt] * len(seeds), seeds, Drawing.of(request), canvas, progress)
@@ -214,12 +235,14 @@ class Pipeline:
         else:
             asked = [replace(request, seed=seed) for seed in seeds]
             videos = [np.stack(list(self.stretch(one, image, how, progress))) for one in asked]
-        about = {"image": False} if image is None else {"image": True, "known": self.holding}
+        about: dict[str, Any] = {"image": False} if image is None else {"image": True, "known": self.holding}
         return Result(videos, request.fps, self.record(request, **about), dict(self.timings))
 
     def record(self, request: Request, **more: Any) -> dict[str, Any]:
         """What the files of a request say of their making."""
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
+        blended = [str(cut) for cut in self._cuts.values() if cut.blended]
+        settings |= {"decoded": blended[-1]} if blended else {}
         return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
 
     @property
@@ -293,6 +316,8 @@ class Pipeline:
             prompts: (frame, prompt) in order of time: from that frame on this prompt holds instead of the request's.
         """
         padded, size = canvas.padded(self.grid), canvas.shape
+        whole = replace(request, width=size.width, height=size.height, frames=size.frames, num_videos=1)
+        self.prepare(whole, how, reads=True)
         drawing = replace(Drawing.of(request), shape=padded.shape, strength=strength)
         # A latent frame that a change of prompts divides still belongs to the prompt before.
         group = self.grid.temporal
@@ -363,6 +388,7 @@ class Pipeline:
 
         `inputs`: float32 (F, K), what drives the world from each frame to the next, as in `conditions.driven`.
         """
+        self.prepare(request, how, reads=image is not None, streamed=True)
         drawing = Drawing.of(request)
         latent = self.grid.latent(drawing.shape)
         self.plan_for(latent.frames, how)
@@ -590,37 +616,47 @@ class Pipeline:
         `known`: bool (T, H, W); the other pixels are grey.
         """
         temporal = self.vae.config.temporal
+        cut = self._cut(*(-(-side // self.vae.config.spatial) for side in frames.shape[1:3]))
         stop = (len(frames) - 1) // temporal + 1 if stop is None else stop
         whole = self.vae.whole_clips
         lead = first if whole else max(0, first - 1)
         begin = temporal * first if whole else max(0, temporal * (lead - 1) + 1)
-        end = temporal * (stop - 1) + 1
+        end, step = temporal * (stop - 1) + 1, temporal * cut.frames
 
         def chunks() -> Iterator[Tensor]:
-            for i in range(begin, end, 16):
-                part = slice(i, min(i + 16, end))
+            for i in range(begin, end, step):
+                part = slice(i, min(i + step, end))
                 pixels = torch.from_numpy(np.ascontiguousarray(frames[part])).permute(3, 0, 1, 2)[None].float()
                 pixels = pixels / 127.5 - 1  # (1, 3, t, H, W)
                 grey = pixels if known is None else pixels * torch.from_numpy(np.ascontiguousarray(known[part]))
                 yield grey.to(self.device, self.dtype)
 
-        stream = encode_stream(self.vae, chunks(), started=lead > 0)
+        stream = encode_stream(self.vae, chunks(), started=lead > 0, cut=cut)
         means = torch.cat([posterior.mean[0].float().cpu() for posterior in stream], dim=1)
         return self.parts.whitening.forward(means[:, first - lead :])
 
     @torch.inference_mode()
     def decode(self, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:
         """Whitened latents in pieces (C, t', H', W') -> pixels uint8 (t, H, W, 3), in constant memory but for an
-        autoencoder of whole clips."""
-        history, whole = History(), self.vae.whole_clips
-        for piece in [torch.cat(list(latents), dim=1)] if whole else latents:
-            most = piece.shape[1] if whole else min(4, DECODED // (piece.shape[2] * piece.shape[3]))
-            for part in piece.split(max(1, most), dim=1):
-                if part.shape[1]:
-                    with self._timed("vae"):
-                        z = self.parts.whitening.inverse(part.float().cpu())[None].to(self.device, self.dtype)
-                        pixels = to_uint8(self.vae.decode_chunk(z, history)[0])
-                    yield pixels
+        autoencoder of whole clips; in tiles, which the plan takes where whole frames are too large, after the last
+        piece."""
+        pieces = (piece for piece in latents if piece.shape[1])
+        first = next(pieces, None)
+        if first is None:
+            return
+        raw = (self.parts.whitening.inverse(piece.float().cpu())[None].to(self.device, self.dtype)
+               for piece in itertools.chain([first], pieces))  # fmt: skip
+        stream = decode_stream(self.vae, raw, self._cut(*first.shape[2:]), shown=in_bytes)
+        while True:
+            with self._timed("vae"):
+                pixels = next(stream, None)
+            if pixels is None:
+                return
+            yield pixels[0].permute(1, 2, 3, 0).numpy()
+
+    def _cut(self, height: int, width: int) -> Cut:
+        """How frames of so many latent cells are cut: as the last plan of such frames says."""
+        return self._cuts.get((height, width)) or standard_cut(height, width)
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.timings, name, self.device)
@@ -656,21 +692,30 @@ def scales_of(drawing: Drawing, condition: Conditions, patch: Patch, times: Tens
 
 
 class _Timer:
-    """Adds the seconds of a `with` block to `timings[name]`."""
+    """Adds the seconds of a `with` block to `timings[name]`, but for those that were added to others within."""
 
     def __init__(self, timings: dict[str, float], name: str, device: torch.device) -> None:
         self.timings, self.name, self.device = timings, name, device
 
     def __enter__(self) -> None:
-        self.start = time.perf_counter()
+        self.start, self.others = time.perf_counter(), self._others()
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.timings[self.name] = self.timings.get(self.name, 0.0) + time.perf_counter() - self.start
+        seconds = time.perf_counter() - self.start - (self._others() - self.others)
+        self.timings[self.name] = self.timings.get(self.name, 0.0) + seconds
+
+    def _others(self) -> float:
+        return sum(seconds for name, seconds in self.timings.items() if name != self.name)
 
 
-def load(path: str | Path | None = None, device: str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+def load(
+    path: str | Path | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: float | None = None,
+) -> Pipeline:
     """The pipeline of a model folder or hub id (None: the shipped model).
 
     Half-precision weights of public models are computed with as they are unless `dtype` is given. Raises UserError as
@@ -678,32 +723,55 @@ def load(path: str | Path | None = None, device: str | None = None, dtype: torch
     """
     keep_freed_memory()
     folder = layout.check(path)
-    return Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder)
+    return Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder, max_memory)
+
+
+def check_memory(folder: Path, request: Request, max_memory: float | None = None, **about: Any) -> Cut:
+    """How the frames of a request to a model folder would be cut, of which nothing is loaded; `about` as in
+    `generate.plan.Setting`. Raises UserError with the nearest size or length that fits where it does not fit."""
+    model = Outline.of_folder(folder)
+    return fitting_cut(model, request, setting_of(model, folder, None, max_memory, **about))
+
+
+def setting_of(
+    model: Outline, folder: Path, device: str | None = None, max_memory: float | None = None, **about: Any
+) -> Setting:
+    """Where and how `load` would run the model of a folder."""
+    chosen = chosen_device(device)
+    return setting(chosen, model.half or fast_dtype(chosen), layout.defaults(folder), max_memory, **about)
 
 
 class Deferred:
     """A pipeline that is loaded when its weights are needed: what was asked for is checked before that."""
 
-    def __init__(self, folder: Path, defaults: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, defaults: Mapping[str, Any], max_memory: float | None = None) -> None:
+        self.folder, self.max_memory = folder, max_memory
         self.grid, self.driven, self.pictures = layout.traits(folder)
         self.defaults = Request("", **known_defaults(defaults), grid=self.grid)
         self.window = window_of(defaults, self.grid)
 
     def request(self, prompt: str, **given: Any) -> Request:
-        return request_of(self.defaults, prompt, **given)
+        """A valid request that fits into memory."""
+        request = request_of(self.defaults, prompt, **given)
+        check_memory(self.folder, request, self.max_memory, reads=True)
+        return request
 
     def __getattr__(self, name: str) -> Any:
         if name == "pipeline":
-            self.pipeline = load(self.folder)
+            self.pipeline = load(self.folder, max_memory=self.max_memory)
             return self.pipeline
         return getattr(self.pipeline, name)
 
 
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, else the fastest here."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it, else float32 (fp16 on a CPU is slower than either)."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cuda":  # one that is planned for need not be here
+        return torch.float32 if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else torch.bfloat16
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
@@ -724,6 +792,10 @@ def half_of(module: nn.Module) -> torch.dtype | None:
 
 def to_uint8(pixels: Tensor) -> np.ndarray:
     """(3, T, H, W) in [-1, 1] -> uint8 (T, H, W, 3)."""
-    scaled = (pixels.float() + 1) * 127.5
-    frames: np.ndarray = scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    frames: np.ndarray = in_bytes(pixels).permute(1, 2, 3, 0).numpy()
     return frames
+
+
+def in_bytes(pixels: Tensor) -> Tensor:
+    """Values in [-1, 1] as uint8 on the CPU."""
+    return ((pixels.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()

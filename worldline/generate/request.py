@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -20,7 +21,6 @@ MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
 MAX_STEPS = 1000
 MAX_VIDEOS = 1000
 MAX_TOKENS = 2**17  # of one video: 1024x1024 for 7.9 s at 16 fps; attention beyond it is out of reach here
-CELL_BYTES = 30_000  # per latent cell on the way through the shipped autoencoder (27 kB measured at 1024x1024)
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "unipc")  # of diffusion.samplers, named here without torch
 TRAINED = VideoShape(17, 64, 64)  # what the shipped model saw; a model folder's defaults override it
@@ -155,21 +155,15 @@ def request_of(
     if "guidance_scale" in chosen and defaults.guidance_scale_2 is not None:
         chosen = {"guidance_scale_2": chosen["guidance_scale"], **chosen}  # one scale that is given holds for both
     length = frames_of(seconds, frames, rate, defaults.frames)
-    request = replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
-    check_memory(request.width, request.height, free_memory())
-    return request
+    return replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
 
 
-def check_memory(width: int, height: int, free: float) -> None:
-    """Raises UserError where the autoencoder, which sees one latent frame at a time, needs more than `free` bytes."""
-    needed = math.ceil(width / 8) * math.ceil(height / 8) * CELL_BYTES
-    if needed > free:
-        shrink = math.sqrt(free / needed)
-        fits = "x".join(str(max(MIN_SIDE, int(side * shrink) // 16 * 16)) for side in (width, height))
-        raise UserError(
-            f"--size {width}x{height} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
-            f"the nearest valid value is {fits}"
-        )
+def copies_of(scale: float, scale_2: float | None, scale_image: float | None) -> int:
+    """How often guidance of these scales asks the model of each video at once: with prompt and what is known (1), also
+    without the prompt (2), also without either (3)."""
+    if scale_image not in (None, 1):
+        return 3
+    return 2 if scale != 1 or scale_2 not in (None, 1) else 1
 
 
 def free_memory() -> float:
@@ -293,6 +287,17 @@ def read_fps(text: str | float | Fraction) -> Fraction:
         raise UserError(f"--fps {str(text)[:40]!r}: not a rate; expected 0.1 to 240, for example 16") from None
     check_range("--fps", float(fps), Fraction(1, 10), 240)
     return fps
+
+
+def read_bytes(argument: str, text: str) -> float:
+    """ "8GB", "500 MB", "6GiB" as bytes; a lone number is bytes. Raises UserError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"{argument} {text[:40]!r}: not an amount of memory; a valid value is 8GB")
+    power = " KMGT".index((match[2] or " ").upper())
+    size = float(match[1]) * (1024 if match[3] else 1000) ** power
+    check_range(argument, size, 1e6, 1e15)
+    return size
 
 
 def read_interval(text: str) -> tuple[float, float]:

@@ -6,6 +6,9 @@ names. The first frame of a video is never merged with others: halving and doubl
 why an image is a video of one frame. Wan 2.2 adds parameter-free shortcuts around whole levels and folds 2x2 pixels
 into channels first.
 
+Attention alone sees the whole frame, and it stands at the coarsest level, where a frame is small: all finer levels
+can run in tiles, exactly.
+
 Inside, everything is (B, T, H, W, C), channels last: what the norms, the matrix products and the fast kernels want.
 """
 
@@ -248,12 +251,16 @@ class Encoder(nn.Module):
         self.head = CausalConv(widths[-1], 2 * config.latent_channels)
         self.posterior = nn.Linear(2 * config.latent_channels, 2 * config.latent_channels)
 
-    def forward(self, x: Tensor, history: History) -> Tensor:
+    def local(self, x: Tensor, history: History) -> Tensor:
+        """Up to the coarsest level: (B, T', H', W', width)."""
         h = self.stem(x, history)
         for level in self.levels:
             h = level(h, history)
-        h = self.middle(h, history)
-        return self.posterior(self.head(self.norm.silu(h), history))
+        return h
+
+    def whole(self, h: Tensor, history: History) -> Tensor:
+        """The rest, which sees whole frames."""
+        return self.posterior(self.head(self.norm.silu(self.middle(h, history)), history))
 
 
 class Decoder(nn.Module):
@@ -276,8 +283,12 @@ class Decoder(nn.Module):
         self.norm = ChannelNorm(widths[-1])
         self.head = CausalConv(widths[-1], 3 * config.patch**2)
 
-    def forward(self, z: Tensor, history: History) -> Tensor:
-        h = self.middle(self.stem(self.latent(z), history), history)
+    def whole(self, z: Tensor, history: History) -> Tensor:
+        """The coarsest level's middle, which sees whole frames: (B, T', H', W', width)."""
+        return self.middle(self.stem(self.latent(z), history), history)
+
+    def local(self, h: Tensor, history: History) -> Tensor:
+        """All levels."""
         for level in self.levels:
             h = level(h, history)
         return self.head(self.norm.silu(h), history)
@@ -311,17 +322,38 @@ class CausalVAE(VideoCodec):
             else:
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
 
-    def encode_chunk(self, x: Tensor, history: History) -> Posterior:
-        """The next frames of a stream: temporal*k+1 in its first chunk, temporal*k in every later one; sizes divide."""
-        out = self.encoder(fold(x, self.config.patch), history).permute(0, 4, 1, 2, 3)
-        history.started = True
-        mean, logvar = out.chunk(2, dim=1)
+    @property
+    def encode_reach(self) -> int:
+        """Latent cells that a state before the encoder's middle sees on every side: in folded pixels one for the stem,
+        and at level i 2^i for each convolution and for the change of size."""
+        levels, c = len(self.config.multipliers), self.config
+        pixels = 1 + sum(2 * c.blocks * 2**i for i in range(levels)) + sum(2**i for i in range(levels - 1))
+        return math.ceil(pixels * c.patch / c.spatial)
+
+    @property
+    def decode_reach(self) -> int:
+        """Latent cells that a pixel sees on every side behind the decoder's middle: at level i, counted from the
+        coarsest, 2^-i for each convolution, half of that for the doubling, and the head's."""
+        levels, blocks = len(self.config.multipliers), self.config.blocks + 1
+        cells = sum(2 * blocks / 2**i for i in range(levels)) + sum(0.5 / 2**i for i in range(levels - 1))
+        return math.ceil(cells + 2.0 ** (1 - levels))
+
+    def encode_local(self, x: Tensor, history: History) -> Tensor:
+        """Pixels -> states of the coarsest level."""
+        return self.encoder.local(fold(x, self.config.patch), history).movedim(-1, 1)
+
+    def encode_whole(self, states: Tensor, history: History) -> Posterior:
+        """The middle, which attends to whole frames, and the posterior."""
+        mean, logvar = self.encoder.whole(states.movedim(1, -1), history).movedim(-1, 1).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
-    def decode_chunk(self, z: Tensor, history: History) -> Tensor:
-        """The next latent frames of a stream -> `temporal` frames each, only one for the stream's first."""
-        x = self.decoder(z.permute(0, 2, 3, 4, 1), history)
-        history.started = True
+    def decode_whole(self, z: Tensor, history: History) -> Tensor:
+        """The middle, which attends to whole frames."""
+        return self.decoder.whole(z.movedim(1, -1), history).movedim(-1, 1)
+
+    def decode_local(self, states: Tensor, history: History) -> Tensor:
+        """States of the coarsest level -> `temporal` frames each, only one for the stream's first."""
+        x = self.decoder.local(states.movedim(1, -1), history)
         return unfold(x, self.config.patch).clamp(-1.0, 1.0)
 
 

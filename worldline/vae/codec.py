@@ -1,7 +1,7 @@
 """What every autoencoder of this package shares: its latent Gaussian, the state of a causal stream, any-size padding.
 
-One-shot coding is a stream of one chunk: an autoencoder writes `encode_chunk` and `decode_chunk`, and `encode`,
-`decode` and `vae/streaming.py` follow from them.
+One-shot coding is a stream of one chunk. An autoencoder writes what each side does to whole frames and what it does
+locally, which may run in tiles; `encode`, `decode` and `vae/streaming.py` follow from that.
 """
 
 from __future__ import annotations
@@ -39,11 +39,37 @@ class Posterior:
         return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How video is cut on its way through an autoencoder: `frames` latent frames at a time, in tiles of `side` latent
+    cells along each axis; a `side` of 0 means whole frames. In tiles one tile goes through all of time before the next,
+    so that only what comes out is held for the whole video.
+
+    `blended` is for an autoencoder of `whole_clips`: overlapping pieces are coded apart and faded into each other. It
+    is an approximation; without it such an autoencoder takes everything at once. Raises UserError for `frames` < 1.
+    """
+
+    frames: int = 4
+    side: int = 0
+    blended: bool = False
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise UserError(f"chunk={self.frames}: the nearest valid value is 1 latent frame")
+        if self.side < 0:
+            raise UserError(f"tile={self.side}: the nearest valid value is 0, whole frames")
+
+    def __str__(self) -> str:
+        tiles = f" in tiles of {self.side}x{self.side} cells" if self.side else ""
+        known = "overlaps faded into each other: an approximation" if self.blended else "exact"
+        return f"{self.frames} latent frame{'s' if self.frames > 1 else ''} at a time{tiles}, {known}"
+
+
 class History:
     """What a causal stream remembers: for each layer that looks back, the last frames of its input."""
 
-    def __init__(self) -> None:
-        self.started = False
+    def __init__(self, started: bool = False) -> None:
+        self.started = started
         self._last: dict[nn.Module, Tensor] = {}
 
     def swap(self, owner: nn.Module, current: Tensor) -> Tensor:
@@ -93,18 +119,51 @@ class VideoCodec(nn.Module, ABC):
     Pixels are (B, 3, T, H, W) in [-1, 1] of any length and size; latents (B, C, T', H', W') with
     T' = ceil((T-1)/temporal) + 1, H' = ceil(H/spatial), W' = ceil(W/spatial). What does not divide is padded by
     repeating the edge; `decode(..., size)` crops it off.
+
+    Attributes:
+        whole_clips: it knows no chunks and no tiles, so that a stream of it waits for its end.
     """
 
     config: CodecConfig
-    whole_clips = False  # True: it knows no chunks, so that a stream of it waits for its end
+    whole_clips = False
+
+    @property
+    def encode_reach(self) -> int:
+        """Latent cells on every side that a place of `encode_local` depends on."""
+        return 0
+
+    @property
+    def decode_reach(self) -> int:
+        """Latent cells on every side that a cell of `decode_local` depends on."""
+        return 0
 
     @abstractmethod
+    def encode_local(self, x: Tensor, history: History) -> Tensor:
+        """Pixels -> states (B, C, T', H', W') of which each depends on `encode_reach` cells around it."""
+
+    @abstractmethod
+    def encode_whole(self, states: Tensor, history: History) -> Posterior:
+        """The rest of the encoder, on whole frames."""
+
+    @abstractmethod
+    def decode_whole(self, z: Tensor, history: History) -> Tensor:
+        """The part of the decoder that needs whole frames: latents -> states (B, C, T', H', W')."""
+
+    @abstractmethod
+    def decode_local(self, states: Tensor, history: History) -> Tensor:
+        """States -> pixels, of which each depends on `decode_reach` cells around it."""
+
     def encode_chunk(self, x: Tensor, history: History) -> Posterior:
         """The next frames of a stream: temporal*k+1 in its first chunk, temporal*k in every later one; sizes divide."""
+        posterior = self.encode_whole(self.encode_local(x, history), history)
+        history.started = True
+        return posterior
 
-    @abstractmethod
     def decode_chunk(self, z: Tensor, history: History) -> Tensor:
         """The next latent frames of a stream -> `temporal` frames each, only one for the stream's first."""
+        x = self.decode_local(self.decode_whole(z, history), history)
+        history.started = True
+        return x
 
     def encode(self, x: Tensor) -> Posterior:
         """Pixels (B, 3, T, H, W) in [-1, 1] -> posterior, fields (B, C, T', H', W'); UserError for another shape."""

@@ -1,8 +1,9 @@
 """The autoencoder of HunyuanVideo (Kong et al. 2024, section 4.1), which Open-Sora 2.0 also uses.
 
 Its convolutions are causal, like those of `vae/causal.py`, but repeat the edge where those have zeros, and its norms
-take their statistics over the whole clip: no latent is final before the last frame is known. A stream therefore has
-one chunk (`whole_clips`), and its memory grows with the clip.
+take their statistics over the whole clip: no latent is final before the last frame is known, and none is local. A
+stream therefore has one chunk and no tiles (`whole_clips`), and its memory grows with the clip; in less memory it can
+only be approximated (`Cut.blended`).
 """
 
 from __future__ import annotations
@@ -255,18 +256,26 @@ class HunyuanVAE(VideoCodec):
             else:
                 nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
 
-    def encode_chunk(self, x: Tensor, history: History) -> Posterior:
+    def encode_local(self, x: Tensor, history: History) -> Tensor:
+        """Nothing is local."""
+        return x
+
+    def encode_whole(self, states: Tensor, history: History) -> Posterior:
         """The whole clip, 4k+1 frames; UserError for a second chunk."""
-        self._begin(history)
-        mean, logvar = self.encoder(x.movedim(1, -1)).movedim(-1, 1).chunk(2, dim=1)
+        _check_first(history)
+        mean, logvar = self.encoder(states.movedim(1, -1)).movedim(-1, 1).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
-    def decode_chunk(self, z: Tensor, history: History) -> Tensor:
+    def decode_whole(self, z: Tensor, history: History) -> Tensor:
         """All latents of a clip -> its 4k+1 frames; UserError for a second chunk."""
-        self._begin(history)
+        _check_first(history)
         return self.decoder(z.movedim(1, -1)).movedim(-1, 1).contiguous()
 
-    def _begin(self, history: History) -> None:
-        if history.started:
-            raise UserError("HunyuanVideo's autoencoder normalises over the whole clip: give it as one chunk")
-        history.started = True
+    def decode_local(self, states: Tensor, history: History) -> Tensor:
+        """Nothing is local."""
+        return states
+
+
+def _check_first(history: History) -> None:
+    if history.started:
+        raise UserError("HunyuanVideo's autoencoder normalises over the whole clip: give it as one chunk")

@@ -250,26 +250,40 @@ class VideoVAE(VideoCodec):
         residual = float(variance[channels:].sum() / self.config.patch_dim)  # mean squared error per pixel
         return 10.0 * math.log10(4.0 / max(residual, 1e-12))
 
-    def encode_chunk(self, x: Tensor, history: History) -> Posterior:
-        """The next frames of a stream: 4k+1 in its first chunk, 4k in every later one; sizes divide by 8."""
-        if not history.started:
-            x = self._lead(x)
-            history.started = True
-        out = self.encoder(x, history).permute(0, 4, 1, 2, 3)  # (B, 2C, T', H', W')
-        mean, logvar = out.chunk(2, dim=1)
+    @property
+    def encode_reach(self) -> int:
+        """Latent cells that a latent sees on every side: one for each convolution at H/8, half for one at H/4."""
+        coarse, fine = self.config.encoder_blocks
+        return math.ceil(coarse + fine / 2)
+
+    @property
+    def decode_reach(self) -> int:
+        """Latent cells that a pixel sees on every side."""
+        coarse, middle, fine = self.config.decoder_blocks
+        return math.ceil(coarse + middle / 2 + fine / 4)
+
+    def encode_local(self, x: Tensor, history: History) -> Tensor:
+        """Pixels (B, 3, T, H, W) -> mean and log-variance (B, 2C, T', H', W')."""
+        return self.encoder(x if history.started else self._lead(x), history).movedim(-1, 1)
+
+    def encode_whole(self, states: Tensor, history: History) -> Posterior:
+        """The two halves, apart."""
+        mean, logvar = states.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
-    def decode_chunk(self, z: Tensor, history: History) -> Tensor:
-        """The next latent frames of a stream -> four frames each, only one for the stream's first."""
-        x = self.decoder(z.permute(0, 2, 3, 4, 1), history)
-        if not history.started:
-            x = x[:, :, self.config.temporal - 1 :]
-            history.started = True
-        return x
+    def decode_whole(self, z: Tensor, history: History) -> Tensor:
+        """Nothing needs whole frames."""
+        return z
+
+    def decode_local(self, states: Tensor, history: History) -> Tensor:
+        """Latents -> four frames each, only one for the stream's first."""
+        x = self.decoder(states.movedim(1, -1), history)
+        return x if history.started else x[:, :, self.config.temporal - 1 :]
 
     def _decoder_order(self) -> Tensor:
         """Index into the encoder's order of a patch (folds of 4, 2) for each value of the decoder's (2, 2, 2)."""
-        place = torch.arange(float(self.config.patch_dim)).reshape(1, 1, 1, 1, -1)
+        # Numbers even where the module is made without any.
+        place = torch.arange(float(self.config.patch_dim), device="cpu").reshape(1, 1, 1, 1, -1)
         patch = unfold(depth_to_space(place, 2), self.config.temporal, self.config.spatial // 2)  # (1, 3, 4, 8, 8)
         fine = fold(patch, self.config.temporal, self.config.spatial // 4)
         return space_to_depth(space_to_depth(fine, 2), 2).flatten().long()

@@ -1,0 +1,166 @@
+"""A model without its weights: its modules on the meta device, and what its files and parameters weigh.
+
+Read from configs and headers alone, so that what a video would take is known before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from worldline.checkpoints import layout, opensora, wan
+from worldline.checkpoints.folder import Parts, config_of
+from worldline.checkpoints.headers import TensorEntry, read_header
+from worldline.checkpoints.keymap import fitting
+from worldline.checkpoints.weights import FLOATS
+from worldline.dit.mmdit import MMDiT
+from worldline.dit.model import DiT, DiTConfig
+from worldline.text import HFImage, HFText, TextEncoder, WithPooled
+from worldline.vae.codec import VideoCodec
+from worldline.vae.model import VAEConfig, VideoVAE
+
+COMPUTED = ("vae", "transformer", "transformer_2")  # parts that run on the device, in its type
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a model before its weights are.
+
+    Attributes:
+        vae, dit: on the meta device; where there are two experts, both are as `dit`.
+        text_rows, image_rows: rows of states that a prompt has at most, and that a model is told of pictures.
+        stored: bytes of each component's files.
+        loaded: bytes of each component's parameters once they are read.
+        half: the half-precision type that its transformer is stored in and computed with, if that is one.
+        foreign_text: whether its text encoder comes through transformers.
+    """
+
+    vae: VideoCodec
+    dit: DiT | MMDiT
+    text_rows: int
+    stored: dict[str, int]
+    loaded: dict[str, int]
+    image_rows: int = 0
+    half: torch.dtype | None = None
+    foreign_text: bool = False
+
+    @staticmethod
+    def of_folder(path: str | Path | None) -> Outline:
+        """From a model folder. Raises UserError as `layout.check`, and for configs that cannot be."""
+        folder = layout.check(path)
+        own = layout.family(folder) == layout.PIPELINE_CLASS
+        vae, dit, rows = _of_family(folder)
+        entries = {
+            part: [entry for file in layout.weight_files(folder, part) for entry in read_header(file)]
+            for part in layout.weighty(folder)
+        }
+        stored = {part: sum(_stored(entry) for entry in found) for part, found in entries.items()}
+        # Our own models and CLIP are read as float32, the rest of a public model as it is stored.
+        wide = {part: own or part in ("image_encoder", "text_encoder_2") for part in entries}
+        loaded = {
+            part: 4 * sum(entry.count for entry in found) if wide[part] else stored[part]
+            for part, found in entries.items()
+        }
+        half = None if own else _half(entries["transformer"])
+        return Outline(vae, dit, rows, stored, loaded, _image_rows(folder), half, foreign_text=not own)
+
+    @staticmethod
+    def of_parts(parts: Parts) -> Outline:
+        """From a model that is in memory."""
+        with torch.device("meta"), Undrawn():
+            vae = type(parts.vae)(parts.vae.config)  # type: ignore[call-arg]
+            dit = type(parts.dit)(parts.dit.config)  # type: ignore[arg-type]
+        modules = {"vae": parts.vae, "transformer": parts.dit, "transformer_2": parts.low, "text_encoder": parts.text}
+        loaded = {name: _bytes(part) for name, part in modules.items() if isinstance(part, nn.Module)}
+        images = 0 if parts.image is None else _patches(parts.image) * (2 if dit.config.image_positions else 1)
+        return Outline(vae, dit, _rows_of(parts.text), dict(loaded), loaded, images)
+
+    def parameters(self, part: str) -> int:
+        """Of one of `COMPUTED`."""
+        return sum(value.numel() for value in (self.vae if part == "vae" else self.dit).parameters())
+
+
+class Undrawn(TorchDispatchMode):
+    """Weights are not initialised: on the meta device torch loads its compiler for that, which takes two seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch's word for "does not need the compiler either"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation, unless it writes into a tensor."""
+        return args[0] if func._schema.name.endswith("_") else func(*args, **(kwargs or {}))
+
+
+WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes
+
+
+def _stored(entry: TensorEntry) -> int:
+    return entry.count * WIDTHS.get(entry.dtype, 4)
+
+
+def _half(entries: list[TensorEntry]) -> torch.dtype | None:
+    """The half-precision type of most weights, if it is one, as `pipeline.half_of` finds it in modules."""
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts[entry.dtype] += entry.count
+    most = FLOATS.get(counts.most_common(1)[0][0]) if counts else None
+    return most if most in (torch.float16, torch.bfloat16) else None
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(value.nbytes for value in module.parameters())
+
+
+def _of_family(folder: Path) -> tuple[VideoCodec, DiT | MMDiT, int]:
+    """The modules of a checked folder, and how many rows of states a prompt has at most."""
+    with Undrawn():
+        match layout.family(folder):
+            case layout.PIPELINE_CLASS:
+                values = layout.config(folder, "vae")
+                values.pop("whitening", None)
+                codec = config_of(VAEConfig, values, folder / "vae")
+                config = config_of(DiTConfig, layout.config(folder, "transformer"), folder / "transformer")
+                with torch.device("meta"):
+                    return VideoVAE(codec), DiT(config), _rows(layout.config(folder, "text_encoder"))
+            case layout.OPENSORA:
+                return opensora.vae_of(folder).empty(), opensora.piece_of(folder).empty(), opensora.T5_TOKENS
+            case _:
+                return wan.vae_of(folder)[0].empty(), wan.piece_of(folder).empty(), wan.TEXT_ROWS + 1
+
+
+def _image_rows(folder: Path) -> int:
+    """Rows of states of all pictures that a model is told; CLIP has one for a picture and one for each patch of it."""
+    if "image_encoder" not in layout.components(folder) or not layout.config(folder, "transformer").get("image_dim"):
+        return 0
+    values = layout.config(folder, "image_encoder")
+    with fitting(folder / "image_encoder"):
+        side = int(values.get("image_size", 224)) // int(values.get("patch_size", 32))
+    return max(1, layout.traits(folder).pictures) * (side**2 + 1)
+
+
+def _patches(image: HFImage) -> int:
+    """States of one picture."""
+    config = image.model.config
+    config = getattr(config, "vision_config", config)
+    return int((config.image_size // config.patch_size) ** 2 + 1)
+
+
+def _rows(values: dict[str, Any]) -> int:
+    """From the config of one of our text encoders."""
+    return int(values.get("max_words", values.get("max_tokens", 128))) + 1
+
+
+def _rows_of(text: TextEncoder) -> int:
+    if isinstance(text, WithPooled):
+        return _rows_of(text.states)
+    if isinstance(text, HFText):
+        return text.max_tokens + (text.padding == "zeros")
+    config = getattr(text, "config", None)
+    return _rows({"max_words": config.max_words} if config else {"max_tokens": getattr(text, "max_tokens", 128)})

@@ -1,0 +1,487 @@
+"""What a video would take before anything is loaded: tokens, work, memory stage by stage, and how it is to be cut.
+
+Memory is not estimated from formulas: the model's own code runs on tensors without numbers (`nn/hollow.py`), from
+configs alone. What stays a guess is what the kernels and the C library take besides; docs/performance.md holds the
+plan against what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldline.checkpoints.outline import COMPUTED, Outline, Undrawn
+from worldline.dit.mmdit import MMDiT
+from worldline.dit.model import DiT
+from worldline.dit.told import Told
+from worldline.errors import UserError
+from worldline.generate import long
+from worldline.generate.request import MIN_SIDE, Request, copies_of, free_memory, how_of, window_of
+from worldline.nn.hollow import Ledger
+from worldline.shapes import LatentShape, VideoShape
+from worldline.vae.codec import Cut, History, VideoCodec
+from worldline.vae.tiles import tiles
+
+DECODED = 2**14  # latent cells decoded at once, at most four frames of them; of larger frames one
+MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group after the other
+SIDES = (96, 64, 48, 32, 24, 16, 8)  # of tiles, in latent cells, that are tried
+# What the C library holds of freed tensors between living ones, and kernels of sums in float32: as measured on a CPU.
+SLACK = {torch.float32: 1.2, torch.bfloat16: 1.4}
+KEPT = 2**31  # bytes that `keep_freed_memory` lets freed tensors keep at most
+WORKSPACE = 100e6  # bytes of kernels, threads and what torch loads when it first computes
+TRANSFORMERS = 155e6  # bytes of that package once it is imported
+SAMPLER = 8  # float32 copies of all tokens that a sampler and guidance keep
+SMALL = 256  # latent cells of a frame up to which it is traced itself
+EVALUATIONS = {"heun": 2}  # of the model in a step; one in all others
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What making the videos of a request comes to.
+
+    Attributes:
+        asked, drawn: shape of the video and the one that is painted before it is trimmed to that.
+        tokens: of one sample in one pass; `samples` of them run together.
+        passes: of the sampler; `how` they divide a long video.
+        flops: floating-point operations of the transformer, over all passes, steps and videos.
+        cut: how the autoencoder takes the video.
+        stages: peak bytes of each stage on the device; those in `host` are of the machine's own memory.
+        limit: bytes that may be taken, None where nobody knows.
+    """
+
+    asked: VideoShape
+    drawn: VideoShape
+    tokens: int
+    text_rows: int
+    samples: int
+    passes: int
+    how: str
+    flops: int
+    device: str
+    dtype: str
+    cut: Cut
+    stages: Mapping[str, int]
+    host: tuple[str, ...]
+    limit: int | None
+
+    @property
+    def needed(self) -> Mapping[str, int]:
+        """The stages that are held against the limit."""
+        return self.stages if self.device == "cpu" else {k: v for k, v in self.stages.items() if k not in self.host}
+
+    @property
+    def peak(self) -> int:
+        """The largest stage that is held against the limit."""
+        return max(self.needed.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.limit is None or self.peak <= self.limit
+
+    @property
+    def trimmed(self) -> str | None:
+        """What is painted and not shown."""
+        if self.asked == self.drawn:
+            return None
+        a, b = self.drawn, self.asked
+        return f"{a.width}x{a.height}, {a.frames} frames are drawn and trimmed to {b.width}x{b.height}, {b.frames}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable fields."""
+        values = asdict(self)
+        shown = ("asked", "drawn", "cut")
+        return {**{k: v for k, v in values.items() if k not in shown}, "stages": dict(self.stages),
+                **{name: asdict(getattr(self, name)) for name in shown}, "approximate": self.cut.blended,
+                "peak": self.peak, "fits": self.fits, "trimmed": self.trimmed}  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """For people."""
+        shape = f"{self.asked.width}x{self.asked.height}, {self.asked.frames} frames"
+        once = "in one pass" if self.passes == 1 else f"a pass, {self.passes} passes ({self.how})"
+        lines = [f"{'video':9}{shape}"]
+        lines += [f"{'':9}{self.trimmed}"] if self.trimmed else []
+        lines.append(f"{'tokens':9}{self.tokens} {once}, {self.text_rows} rows of text at most, {self.samples} at once")
+        lines.append(f"{'work':9}{self.flops / 1e12:.3g} TFLOP of the transformer")
+        lines.append(f"{'device':9}{self.device}, {self.dtype}; autoencoder: {self.cut}")
+        for name, size in self.stages.items():
+            where = " of the machine" if self.device != "cpu" and name in self.host else ""
+            lines.append(f"{name:9}{size / 1e9:8.2f} GB{where}")
+        if self.limit is not None:
+            verdict = "fits" if self.fits else "does not fit"
+            lines.append(f"{'peak':9}{self.peak / 1e9:8.2f} GB of {self.limit / 1e9:.2f} GB: {verdict}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a request runs.
+
+    Attributes:
+        defaults: of the model, which say what its window is.
+        held: bytes that the process holds now; `limit`: that it may hold at most.
+        ready: the model is loaded, its weights among what is held.
+        reads: known pixels are encoded. streamed: frames are given away as they are finished.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    defaults: Mapping[str, Any]
+    held: float = 0.0
+    limit: float | None = None
+    ready: bool = False
+    reads: bool = False
+    streamed: bool = False
+    how: str = "auto"
+
+
+def setting(
+    device: str | torch.device,
+    dtype: torch.dtype,
+    defaults: Mapping[str, Any],
+    max_memory: float | None = None,
+    **about: Any,
+) -> Setting:
+    """The setting of this process, now: what it holds, and what it may hold at most."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        held = resident()
+        return Setting(device, dtype, defaults, held, max_memory or held + free_memory(), **about)
+    held, limit = 0.0, max_memory
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)
+        held = float(torch.cuda.memory_allocated(device))
+        limit = max_memory or held + free
+    return Setting(device, dtype, defaults, held, limit, **about)
+
+
+def resident() -> float:
+    """Bytes of this process in memory; 0 where the system does not say."""
+    try:
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+# ---- the plan --------------------------------------------------------------------------------------
+
+
+def plan(model: Outline, request: Request, where: Setting) -> Plan:
+    """The plan of a request; it is not refused, see `check`."""
+    drawn, grid = request.padded, request.grid
+    latent = grid.latent(drawn)
+    how, window = how_of(where.how, latent.frames, where.defaults), window_of(where.defaults, grid)
+    steps = long.plan([False] * latent.frames, window, how)
+    copies = _copies(request, where)
+    counts = [replace(latent, frames=len(step.times)).tokens(grid.patch).count for step in steps]
+    videos = min(request.num_videos, max(1, MAX_PACKED // (copies * counts[0]))) if how == "whole" else 1
+    evaluations = request.num_videos * request.steps * EVALUATIONS.get(request.sampler, 1) * copies
+    base = where.held + (0 if where.ready else weights(model, where))
+    slack, room = SLACK.get(where.dtype, 1.2) if where.device.type == "cpu" else 1.0, WORKSPACE
+    frames = 0 if where.streamed else _frames_held(request, drawn)
+    cut, coding = _cut(model.vae, latent, where, (where.limit or math.inf) - base - room - frames, slack)
+    told = (model.text_rows, model.image_rows)
+    kind: Any = type(model.dit)
+    live = dit_bytes(kind, model.dit.config, max(counts), told, videos * copies, where.dtype)
+    stages = {} if where.ready else loading(model, where)
+    stages["dit"] = base + room + slack * live
+    if where.reads:
+        stages["encode"] = base + room + 2 * _pixels(drawn) + slack * coding["encode"]
+    stages["decode"] = base + room + frames + slack * coding["decode"]
+    return Plan(
+        asked=request.shape,
+        drawn=drawn,
+        tokens=max(counts),
+        text_rows=model.text_rows,
+        samples=videos * copies,
+        passes=len(steps),
+        how=how,
+        flops=evaluations * sum(model.dit.flops(count, model.text_rows) for count in counts),
+        device=where.device.type,
+        dtype=str(where.dtype).removeprefix("torch."),
+        cut=cut,
+        stages={name: round(size) for name, size in stages.items()},
+        host=("load", "text"),
+        limit=None if where.limit is None else round(where.limit),
+    )
+
+
+def _copies(request: Request, where: Setting) -> int:
+    """How often the model is asked of a video at once, at most: guidance may oscillate."""
+    image = request.guidance_scale_image if where.reads else None
+    return copies_of(request.guidance_scale, request.guidance_scale_2, image)
+
+
+def fitting_cut(model: Outline, request: Request, where: Setting) -> Cut:
+    """How the frames of a request are cut; raises UserError as `check`, which is only asked where a bound so loose that
+    no model comes near it does not settle the matter: to look closely takes two seconds."""
+    cut = next(_cuts(model.vae, request.grid.latent(request.padded)))
+    unread = 0 if where.ready else weights(model, where) + max(model.stored.values())
+    loose = _loosely(model, request, where, cut) + unread
+    if where.limit is None or where.held + WORKSPACE + loose <= where.limit:
+        return cut
+    return check(model, request, where).cut
+
+
+def _loosely(model: Outline, request: Request, where: Setting, cut: Cut) -> float:
+    """More bytes than are ever alive."""
+    c, v, drawn = model.dit.config, model.vae.config, request.padded
+    latent = request.grid.latent(drawn)
+    each = latent.tokens(c.patch).count + model.text_rows + model.image_rows
+    rows = each * _copies(request, where) * request.num_videos
+    passes = 8.0 * rows * c.width * (24 + 3 * c.mlp_ratio) + 64.0 * SAMPLER * rows * c.token_width
+    head: Any = model.vae.get_submodule("decoder.head")  # it reads the widest of what is finest
+    pixels = (cut.frames + 2) * v.temporal * v.spatial**2 * latent.height * latent.width
+    return max(passes, 96.0 * head.weight.shape[1] * pixels) + 2 * _frames_held(request, drawn)
+
+
+def check(model: Outline, request: Request, where: Setting) -> Plan:
+    """The plan of a request that fits. Raises UserError with the nearest size, or length, that does where it does not:
+    better a line now than a process that is killed later."""
+    made = plan(model, request, where)
+    if made.fits:
+        return made
+    assert made.limit is not None
+    stage = max(made.needed, key=lambda name: made.needed[name])
+    told = f"needs about {made.peak / 1e9:.1f} GB of memory ({stage}) and {made.limit / 1e9:.1f} GB may be taken"
+    nearest = [text for text in (_smaller(model, request, where), _shorter(model, request, where)) if text]
+    if not nearest:
+        raise UserError(f"--model {told}; no size fits, so free some memory or take a smaller model")
+    what = f"--size {request.width}x{request.height}, {request.frames} frames"
+    raise UserError(f"{what} {told}; the nearest valid value is {', or '.join(nearest)}")
+
+
+def _smaller(model: Outline, request: Request, where: Setting) -> str | None:
+    """The largest size of about these proportions that fits."""
+
+    def scaled(share: int) -> Request:
+        least = max(MIN_SIDE, request.grid.side)
+        width, height = (
+            max(least, int(side * share / 64) // least * least) for side in (request.width, request.height)
+        )
+        return replace(request, width=width, height=height)
+
+    share = _most(lambda share: plan(model, scaled(share), where).fits, 63)
+    return None if share is None else f"{scaled(share).width}x{scaled(share).height}"
+
+
+def _shorter(model: Outline, request: Request, where: Setting) -> str | None:
+    """The most frames that fit."""
+    temporal = request.grid.temporal
+
+    def cut_to(groups: int) -> Request:
+        return replace(request, frames=temporal * (groups - 1) + 1)
+
+    groups = _most(lambda groups: plan(model, cut_to(groups), where).fits, (request.frames - 2) // temporal + 1)
+    return None if groups is None else f"--frames {cut_to(groups).frames}"
+
+
+def _most(fits: Any, most: int) -> int | None:
+    """The largest number from 1 to `most` that fits, if larger ones fit less; None where 1 does not."""
+    if most < 1 or not fits(1):
+        return None
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+# ---- weights ---------------------------------------------------------------------------------------
+
+
+def weights(model: Outline, where: Setting) -> float:
+    """Bytes that stay on the device: of the transformers and the autoencoder in its type, on a CPU also of encoders."""
+    width = torch.empty((), dtype=where.dtype).element_size()
+    computed = [part for part in COMPUTED if part in model.loaded]
+    moved = float(sum(width * model.parameters(part) for part in computed))
+    if where.device.type != "cpu":
+        return moved
+    # Parameter after parameter is turned into the device's type; what that frees stays with the process.
+    read = sum(model.loaded[part] for part in computed)
+    return moved + min(max(0.0, read - moved), KEPT) + _encoders(model)
+
+
+def _encoders(model: Outline) -> float:
+    """Bytes of what stays with the machine on any device: encoders of text and pictures, and their package."""
+    sizes = (size for part, size in model.loaded.items() if part not in COMPUTED)
+    return sum(sizes) + (TRANSFORMERS if model.foreign_text else 0)
+
+
+def loading(model: Outline, where: Setting) -> dict[str, float]:
+    """Peak bytes while the model is read, and while prompts are: of the machine's own memory."""
+    base, read = where.held + WORKSPACE, sum(model.loaded.values())
+    host = weights(model, where) if where.device.type == "cpu" else _encoders(model)
+    largest = max(model.stored.values())  # the files that are being read lie beside what is made of them
+    return {"load": base + max(read + largest, host), "text": base + host}
+
+
+# ---- what is alive while a part runs ---------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def dit_bytes(kind: Any, config: Any, tokens: int, told: tuple[int, int], samples: int, dtype: torch.dtype) -> int:
+    """Of one pass over so many samples of so many tokens, each told so many rows of text and of pictures, with what was
+    read of those."""
+    dit: DiT | MMDiT = _hollow(kind, config, dtype)
+    c, count, (rows, seen) = config, tokens * samples, (size * samples for size in told)
+    cu, cu_text, cu_image = (torch.arange(samples + 1) * size for size in (tokens, *told))
+    timestep = torch.ones(count)
+    with torch.no_grad(), Ledger() as ledger:
+        state = ledger.hollow(SAMPLER, count, c.token_width)
+        coords: Tensor = ledger.hollow(count, 3, dtype=torch.int64)
+        if getattr(c, "factorised", False):  # its order is found from the numbers
+            coords = torch.cartesian_prod(torch.arange(count), torch.arange(1), torch.arange(1))
+        states = Told(ledger.hollow(rows, c.text_width), cu_text)
+        if isinstance(dit, MMDiT):
+            states = states._replace(vector=ledger.hollow(samples, c.vector_width))
+        if seen:
+            states = states._replace(image=ledger.hollow(seen, c.image_width), cu_image=cu_image)
+        masked = getattr(c, "mask_values", 1) * c.cells
+        known, mask = (ledger.hollow(count, width, dtype=dtype) for width in (c.token_width, masked))
+        dit(ledger.hollow(count, c.token_width), coords, cu, timestep, dit.read(states), known=known, mask=mask)
+        del state
+    return ledger.peak
+
+
+@lru_cache(maxsize=16)
+def _hollow(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A module without numbers."""
+    with torch.device("meta"), Undrawn():
+        return kind(config).to(dtype)
+
+
+@lru_cache(maxsize=4096)
+def _traced(
+    kind: Any, config: Any, dtype: torch.dtype, way: str, alone: bool, frames: int, height: int, width: int
+) -> tuple[int, int]:
+    """Peak bytes of a stream's second chunk of so many latent frames, or of its only one where it is `alone`; and bytes
+    of what comes out."""
+    vae: VideoCodec = _hollow(kind, config, dtype)
+    history = History()
+    c = vae.config
+    with torch.no_grad(), Ledger() as ledger:
+        for count in (frames,) if alone else (1, frames):
+            ledger.restart()
+            before = ledger.live
+            if way.startswith("encode"):
+                pixels = c.temporal * count - (0 if history.started else c.temporal - 1)
+                x = ledger.hollow(1, 3, pixels, c.spatial * height, c.spatial * width, dtype=dtype)
+            else:
+                x = ledger.hollow(1, _inputs(vae, way), count, height, width, dtype=dtype)
+            made = getattr(vae, way)(x, history)
+            history.started = True
+            del x
+            out = ledger.live - before
+            del made
+    return ledger.peak, out
+
+
+def _inputs(vae: VideoCodec, way: str) -> int:
+    """Channels that go into a part of the decoder."""
+    if way != "decode_local":
+        return vae.config.latent_channels
+    with torch.no_grad(), Ledger() as ledger:
+        z = ledger.hollow(1, vae.config.latent_channels, 1, 8, 8, dtype=next(vae.parameters()).dtype)
+        return int(vae.decode_whole(z, History()).shape[1])
+
+
+def coding_bytes(
+    vae: VideoCodec, dtype: torch.dtype, way: str, frames: int, height: int, width: int, alone: bool = False
+) -> float:
+    """Peak bytes of `way` ("decode_chunk", "encode_chunk", or a part of them) over so many latent frames at a time, or
+    once where they are `alone`.
+
+    Larger frames are followed from two small ones: beside what its layers hold, which grows as the area and as the
+    frames do, an autoencoder holds the same for all.
+    """
+    model: tuple[Any, ...] = (type(vae), vae.config, dtype, way, alone)
+    if height * width <= SMALL:
+        return _traced(*model, frames, height, width)[0]
+    few = min(2, frames) if alone else 1  # a first latent frame alone has less behind it than any other
+    small, large, more = (_traced(*model, f, 16, w)[0] for f, w in ((few, 12), (few, 16), (few + 1, 12)))
+    slope = (large - small) / (16 * 4)
+    growth = (more - small) / (16 * 12)
+    return small + slope * (height * width - 16 * 12) + growth * (frames - few) * height * width
+
+
+def _frames_held(request: Request, drawn: VideoShape) -> int:
+    """Bytes of finished frames: those of the videos before, and of the last one twice while its pieces are joined."""
+    return _pixels(drawn) * (request.num_videos + 1)
+
+
+def _pixels(shape: VideoShape) -> int:
+    return 3 * shape.frames * shape.height * shape.width
+
+
+def standard_cut(height: int, width: int) -> Cut:
+    """How frames of so many cells are cut where memory is plenty: results do not depend on how much there is."""
+    return Cut(max(1, min(4, DECODED // (height * width))))
+
+
+def _cuts(vae: VideoCodec, latent: LatentShape) -> Iterator[Cut]:
+    """Ways to cut a video, from the fastest to the one that takes least."""
+    cut = Cut(latent.frames) if vae.whole_clips else standard_cut(latent.height, latent.width)
+    yield cut
+    if vae.whole_clips:
+        cut = Cut(4, blended=True)
+        yield cut
+    elif cut.frames > 1:
+        cut = replace(cut, frames=1)
+        yield cut
+    yield from (replace(cut, side=side) for side in SIDES if side < max(latent.height, latent.width))
+
+
+def _cut(
+    vae: VideoCodec, latent: LatentShape, where: Setting, room: float, slack: float
+) -> tuple[Cut, dict[str, float]]:
+    """The first cut that fits into `room`, or that takes least, and the bytes alive while it decodes and encodes."""
+    ways = ("encode", "decode") if where.reads else ("decode",)
+
+    def taken(cut: Cut) -> dict[str, float]:
+        return {way: _coding(vae, where.dtype, way, cut, latent.frames, latent.height, latent.width) for way in ways}
+
+    best, least = None, math.inf
+    for cut in _cuts(vae, latent):
+        sizes = taken(cut)
+        peak = slack * max(sizes.values())
+        if peak <= room:
+            return cut, sizes
+        if peak < least:
+            best, least = (cut, sizes), peak
+    assert best is not None
+    return best
+
+
+def _coding(vae: VideoCodec, dtype: torch.dtype, way: str, cut: Cut, frames: int, height: int, width: int) -> float:
+    """Bytes alive while a video of so many latent frames goes one way."""
+    c, chunk = vae.config, f"{way}_chunk"
+    size = torch.empty((), dtype=dtype).element_size()
+    pixels = 3.0 * c.temporal * frames * c.spatial**2 * height * width
+    if vae.whole_clips and not cut.blended:
+        return coding_bytes(vae, dtype, chunk, frames, height, width, alone=True)
+    if vae.whole_clips:
+        down, across = (min(cut.side or side, side) for side in (height, width))
+        faded = 3 * size * pixels / max(1, frames) * (cut.frames + 1)  # two rows of tiles and what they join to
+        return coding_bytes(vae, dtype, chunk, min(frames, cut.frames + 1), down, across, alone=True) + faded
+    if not cut.side:
+        count = min(frames, cut.frames)
+        turned = 12 * pixels / frames * count if way == "encode" else 0  # uint8 into float32: three of those at a time
+        return coding_bytes(vae, dtype, chunk, count, height, width, alone=frames <= cut.frames) + turned
+    reach = vae.decode_reach if way == "decode" else vae.encode_reach
+    widest = max(tiles(height, width, cut.side, reach), key=lambda tile: tile.cells)
+    down, across = (stop - first for first, stop in (widest.wide_rows, widest.wide_columns))
+    whole = coding_bytes(vae, dtype, f"{way}_whole", cut.frames, height, width) if way == "decode" else 0.0
+    config: Any = vae.config
+    states = (
+        _traced(type(vae), config, dtype, "decode_whole", False, 1, 16, 12)[1] / (16 * 12) * frames * height * width
+    )
+    held = pixels + states if way == "decode" else 4 * pixels + states
+    return held + max(whole, coding_bytes(vae, dtype, f"{way}_local", cut.frames, down, across))
