@@ -18,6 +18,7 @@ from worldline.checkpoints.headers import conversion
 from worldline.checkpoints.keymap import Entry, Piece, fitting, same, then, to_theirs
 from worldline.checkpoints.weights import Weights
 from worldline.errors import UserError
+from worldline.nn.hollow import bare
 from worldline.vae.hunyuan import HunyuanVAE, HunyuanVAEConfig
 from worldline.vae.latents import Whitening
 
@@ -76,7 +77,7 @@ def to_weights(vae: HunyuanVAE) -> dict[str, Tensor]:
 
 def table(config: HunyuanVAEConfig) -> list[Entry]:
     """Every weight, ours and theirs; their kernels of one place are matrices here."""
-    with torch.device("meta"):
+    with bare():
         own = HunyuanVAE(config).state_dict()
     modules = dict(_modules(config))
     entries = []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from worldline.checkpoints.weights import Weights, listed
 from worldline.errors import UserError
+from worldline.nn.hollow import bare
 
 Pack = Callable[[Sequence[Tensor]], Tensor]
 Unpack = Callable[[Tensor], Sequence[Tensor]]
@@ -36,7 +37,7 @@ def same(ours: str, theirs: str) -> Entry:
 
 def own(build: Callable[[], nn.Module]) -> list[Entry]:
     """The table of a module whose tensors are stored under their own names."""
-    with torch.device("meta"):
+    with bare():
         return [same(name, name) for name in build().state_dict()]
 
 
@@ -152,7 +153,7 @@ class Piece(Generic[Module]):
 
     def empty(self) -> Module:
         """The module on the meta device: its config and shapes, and no weights."""
-        with torch.device("meta"):
+        with bare():
             return self.build()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldline.checkpoints import layout, opensora, wan
 from worldline.checkpoints.folder import Parts, config_of
@@ -21,6 +20,7 @@ from worldline.checkpoints.keymap import fitting
 from worldline.checkpoints.weights import FLOATS
 from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT, DiTConfig
+from worldline.nn.hollow import bare
 from worldline.text import HFImage, HFText, TextEncoder, WithPooled
 from worldline.vae.codec import VideoCodec
 from worldline.vae.model import VAEConfig, VideoVAE
@@ -73,7 +73,7 @@ class Outline:
     @staticmethod
     def of_parts(parts: Parts) -> Outline:
         """From a model that is in memory."""
-        with torch.device("meta"), Undrawn():
+        with bare():
             vae = type(parts.vae)(parts.vae.config)  # type: ignore[call-arg]
             dit = type(parts.dit)(parts.dit.config)  # type: ignore[arg-type]
         modules = {"vae": parts.vae, "transformer": parts.dit, "transformer_2": parts.low, "text_encoder": parts.text}
@@ -84,18 +84,6 @@ class Outline:
     def parameters(self, part: str) -> int:
         """Of one of `COMPUTED`."""
         return sum(value.numel() for value in (self.vae if part == "vae" else self.dit).parameters())
-
-
-class Undrawn(TorchDispatchMode):
-    """Weights are not initialised: on the meta device torch loads its compiler for that, which takes two seconds."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # torch's word for "does not need the compiler either"
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation, unless it writes into a tensor."""
-        return args[0] if func._schema.name.endswith("_") else func(*args, **(kwargs or {}))
 
 
 WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes
@@ -120,19 +108,18 @@ def _bytes(module: nn.Module) -> int:
 
 def _of_family(folder: Path) -> tuple[VideoCodec, DiT | MMDiT, int]:
     """The modules of a checked folder, and how many rows of states a prompt has at most."""
-    with Undrawn():
-        match layout.family(folder):
-            case layout.PIPELINE_CLASS:
-                values = layout.config(folder, "vae")
-                values.pop("whitening", None)
-                codec = config_of(VAEConfig, values, folder / "vae")
-                config = config_of(DiTConfig, layout.config(folder, "transformer"), folder / "transformer")
-                with torch.device("meta"):
-                    return VideoVAE(codec), DiT(config), _rows(layout.config(folder, "text_encoder"))
-            case layout.OPENSORA:
-                return opensora.vae_of(folder).empty(), opensora.piece_of(folder).empty(), opensora.T5_TOKENS
-            case _:
-                return wan.vae_of(folder)[0].empty(), wan.piece_of(folder).empty(), wan.TEXT_ROWS + 1
+    match layout.family(folder):
+        case layout.PIPELINE_CLASS:
+            values = layout.config(folder, "vae")
+            values.pop("whitening", None)
+            codec = config_of(VAEConfig, values, folder / "vae")
+            config = config_of(DiTConfig, layout.config(folder, "transformer"), folder / "transformer")
+            with bare():
+                return VideoVAE(codec), DiT(config), _rows(layout.config(folder, "text_encoder"))
+        case layout.OPENSORA:
+            return opensora.vae_of(folder).empty(), opensora.piece_of(folder).empty(), opensora.T5_TOKENS
+        case _:
+            return wan.vae_of(folder)[0].empty(), wan.piece_of(folder).empty(), wan.TEXT_ROWS + 1
 
 
 def _image_rows(folder: Path) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from worldline.checkpoints.keymap import Entry, Piece, check_depth, fitting, same
 from worldline.checkpoints.weights import Weights
 from worldline.errors import UserError
+from worldline.nn.hollow import bare
 
 SHARED, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one tensor, stored under the first name
 NATIVE: Sequence[tuple[str, str]] = (  # patterns of the authors' names (wan/modules/t5.py), and transformers' for them
@@ -58,7 +59,7 @@ def piece_of(files: Sequence[Path], values: Mapping[str, Any], kind: str = "umt5
             dict(values or config_of_shapes(weights.shapes, place))
         )
         check_depth(config.num_layers, weights, place)
-        with torch.device("meta"):
+        with bare():
             names = build(config).state_dict()
     decoder = (name for name in weights if name.startswith(("decoder.", "lm_head.")))
     return Piece(place, partial(build, config), weights, table(names), (TIED, *decoder))

@@ -20,6 +20,7 @@ from worldline.checkpoints.headers import conversion
 from worldline.checkpoints.keymap import Entry, Piece, check_depth, fitting, same, then, to_theirs
 from worldline.checkpoints.weights import Weights
 from worldline.errors import UserError
+from worldline.nn.hollow import bare
 from worldline.vae.causal import CausalVAE, CausalVAEConfig
 from worldline.vae.latents import Whitening
 
@@ -110,7 +111,7 @@ def to_weights(vae: CausalVAE, kind: Layout = "diffusers") -> dict[str, Tensor]:
 
 def table(config: CausalVAEConfig, kind: Layout) -> list[Entry]:
     """Every weight, ours and theirs."""
-    with torch.device("meta"):
+    with bare():
         own = CausalVAE(config).state_dict()
     modules = dict(_modules(config, kind))
     entries = []

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.checkpoints.outline import COMPUTED, Outline, Undrawn
+from worldline.checkpoints.outline import COMPUTED, Outline
 from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT
 from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate import long
 from worldline.generate.request import MIN_SIDE, Request, copies_of, free_memory, how_of, window_of
-from worldline.nn.hollow import Ledger
+from worldline.nn.hollow import Ledger, bare
 from worldline.shapes import LatentShape, VideoShape
 from worldline.vae.codec import Cut, History, VideoCodec
 from worldline.vae.tiles import tiles
@@ -354,7 +354,7 @@ def dit_bytes(kind: Any, config: Any, tokens: int, told: tuple[int, int], sample
 @lru_cache(maxsize=16)
 def _hollow(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     """A module without numbers."""
-    with torch.device("meta"), Undrawn():
+    with bare():
         return kind(config).to(dtype)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,3 +114,22 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     return type(value)(_mapped(change, each) for each in value) if isinstance(value, list | tuple) else value
+
+
+class _Undrawn(TorchDispatchMode):
+    """Weights are not initialised: on the meta device torch loads its compiler for that, which takes two seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch's word for "does not need the compiler either"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation, unless it writes into a tensor."""
+        return args[0] if func._schema.name.endswith("_") else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def bare() -> Iterator[None]:
+    """Modules that are built inside have shapes and no numbers: they are on the meta device and not initialised."""
+    with torch.device("meta"), _Undrawn():
+        yield
