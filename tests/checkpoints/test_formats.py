@@ -161,18 +161,6 @@ def test_a_pipeline_writes_what_was_read(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny folder of a kind of Wan's family, made once."""
-    place = tmp_path_factory.mktemp("family")
-
-    def folder(kind: str) -> Path:
-        path = place / kind.replace(", ", "-").replace(" ", "-")
-        return path if path.exists() else make(path, **KINDS[kind])
-
-    return folder
-
-
 @pytest.mark.parametrize("kind", list(KINDS)[1:])
 def test_nothing_of_the_family_is_left_out(kind: str, family: Callable[[str], Path], tmp_path: Path) -> None:
     """Both experts and their boundary, times of tokens, CLIP and its processor go out and come back, bit for bit."""

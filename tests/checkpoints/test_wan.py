@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldline.checkpoints import wan
+from worldline.checkpoints import keymap, wan
 from worldline.checkpoints.headers import kind_of
 from worldline.checkpoints.keymap import Piece, to_theirs
 from worldline.dit.model import DiT
@@ -151,7 +151,7 @@ def test_tensors_go_both_ways() -> None:
 
 
 def native_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names for diffusers' tensors: the inverse of `wan.renamed`, written out."""
+    """The authors' names for diffusers' tensors: the inverse of `wan.NATIVE`, written out."""
     out = {}
     for name, value in weights.items():
         for new, old in (
@@ -192,7 +192,8 @@ def test_the_authors_names_and_shapes_say_the_same() -> None:
         native = native_names(model.state_dict())
         assert "authors' names" in kind_of(native).what
         assert "blocks.0.self_attn.norm_q.weight" in native
-        named = {wan.renamed(name): value for name, value in native.items()}
+        renamed = keymap.renaming(wan.NATIVE)
+        named = {renamed(name): value for name, value in native.items()}
         assert named.keys() == model.state_dict().keys()
         found = wan.config_of_shapes({name: value.shape for name, value in named.items()}, {"num_heads": 2})
         assert wan.config_of(found) == wan.config_of({k: v for k, v in model.config.items() if k in wan.FIELDS})

@@ -35,7 +35,7 @@ from worldline.shapes import Grid
 for needed in ("diffusers", "transformers", "ftfy", "tokenizers"):
     pytest.importorskip(needed)
 
-from tests.checkpoints.wan_folders import KINDS, NEGATIVE, PROMPT, make, theirs  # noqa: E402
+from tests.checkpoints.wan_folders import KINDS, NEGATIVE, PROMPT, theirs  # noqa: E402
 
 LIMIT = 1e-5  # relative, of latents after 4 guided steps in fp32; 2e-6 is seen
 RNG = np.random.default_rng(0)
@@ -44,21 +44,9 @@ WIDE = RNG.integers(0, 256, (32, 64, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny folder of a kind, made once."""
-    place = tmp_path_factory.mktemp("wan")
-
-    def folder(kind: str) -> Path:
-        path = place / kind.replace(", ", "-").replace(" ", "-")
-        return path if path.exists() else make(path, **KINDS[kind])
-
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(folders: Callable[[str], Path]) -> Path:
+def folder(family: Callable[[str], Path]) -> Path:
     """Wan 2.1, text to video."""
-    return folders("text")
+    return family("text")
 
 
 def error(a: Tensor, b: Tensor) -> float:
@@ -108,20 +96,20 @@ CASES: list[tuple[str, tuple[int, int, int], tuple[np.ndarray, ...]]] = [
 
 @pytest.mark.parametrize(("kind", "size", "images"), CASES)
 def test_latents_are_wans(
-    kind: str, size: tuple[int, int, int], images: tuple[np.ndarray, ...], folders: Callable[[str], Path]
+    kind: str, size: tuple[int, int, int], images: tuple[np.ndarray, ...], family: Callable[[str], Path]
 ) -> None:
     """With the sigmas of Wan's authors."""
     two = {"guidance_scale_2": 2.5} if "experts" in kind else {}
-    got = latents(pipeline_of(folders(kind)), *size, *images, **two)
-    assert error(got, theirs(folders(kind), images, **call(*size), **two)) < LIMIT
+    got = latents(pipeline_of(family(kind)), *size, *images, **two)
+    assert error(got, theirs(family(kind), images, **call(*size), **two)) < LIMIT
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "text and image"])
-def test_pixels_are_wans(kind: str, folders: Callable[[str], Path]) -> None:
+def test_pixels_are_wans(kind: str, family: Callable[[str], Path]) -> None:
     image = None if kind == "text" else A if kind == "image" else WIDE
     size = (5, 32, 32) if kind == "image" else (5, 32, 64)
-    shown = theirs(folders(kind), () if image is None else (image,), output_type="np", **call(*size))
-    pipeline = pipeline_of(folders(kind))
+    shown = theirs(family(kind), () if image is None else (image,), output_type="np", **call(*size))
+    pipeline = pipeline_of(family(kind))
     asked = {"frames": size[0], "height": size[1], "width": size[2], "guidance_scale": 5.0, "steps": 4, "seed": 3}
     request = pipeline.request(PROMPT, negative_prompt=NEGATIVE, **asked)
     if image is None:
@@ -132,13 +120,13 @@ def test_pixels_are_wans(kind: str, folders: Callable[[str], Path]) -> None:
     assert np.abs(pixels / 255 - np.asarray(shown)).max() < 1.5 / 255
 
 
-def test_interpolation_is_from_the_first_to_the_last_frame(folders: Callable[[str], Path]) -> None:
+def test_interpolation_is_from_the_first_to_the_last_frame(family: Callable[[str], Path]) -> None:
     """The last picture is one frame, not the four of a latent frame."""
-    pipeline = pipeline_of(folders("both ends"))
+    pipeline = pipeline_of(family("both ends"))
     size = {"frames": 9, "height": 32, "width": 32, "steps": 4, "seed": 3, "guidance_scale": 5.0}
     asked = {**size, "negative_prompt": NEGATIVE}
     made = edit.interpolate(pipeline, A, B, PROMPT, reencode=True, **asked).frames
-    shown = theirs(folders("both ends"), (A, B), output_type="np", **call(9, 32, 32))
+    shown = theirs(family("both ends"), (A, B), output_type="np", **call(9, 32, 32))
     assert np.abs(made / 255 - np.asarray(shown)).max() < 1.5 / 255
     kept = edit.interpolate(pipeline, A, B, PROMPT, **asked).frames
     assert np.array_equal(kept[0], A)
@@ -250,20 +238,20 @@ def test_a_pitfall_put_back_tells(
     kind: str,
     images: tuple[np.ndarray, ...],
     pitfall: Break,
-    folders: Callable[[str], Path],
+    family: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     two = {"guidance_scale_2": 2.5} if "experts" in kind else {}
     size = 5, *images[0].shape[:2]
-    expected = latents(pipeline_of(folders(kind)), *size, *images, **two)
-    broken = pipeline_of(folders(kind))
+    expected = latents(pipeline_of(family(kind)), *size, *images, **two)
+    broken = pipeline_of(family(kind))
     pitfall(broken, monkeypatch)
     assert error(latents(broken, *size, *images, **two), expected) > 10 * LIMIT
 
 
-def test_the_boundary_itself_is_high_noise(folders: Callable[[str], Path]) -> None:
+def test_the_boundary_itself_is_high_noise(family: Callable[[str], Path]) -> None:
     """Of diffusers' sigmas at 4 steps and shift 3 one is the timestep 900, which is not below 0.9."""
-    folder = folders("image, experts")
+    folder = family("image, experts")
     scheduler = dataclasses.replace(load_parts(folder).scheduler, spacing="diffusers")
     timesteps = scheduler.times(4, 1, 1)[1]
     assert timesteps is not None
@@ -279,8 +267,8 @@ def test_the_boundary_itself_is_high_noise(folders: Callable[[str], Path]) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_traits_are_those_of_the_loaded_model(kind: str, folders: Callable[[str], Path]) -> None:
-    folder = folders(kind)
+def test_traits_are_those_of_the_loaded_model(kind: str, family: Callable[[str], Path]) -> None:
+    folder = family(kind)
     ready, deferred = pipeline_of(folder), Deferred(folder, layout.defaults(folder))
     for name in ("grid", "driven", "pictures", "defaults", "window"):
         assert getattr(ready, name) == getattr(deferred, name)
@@ -289,8 +277,8 @@ def test_traits_are_those_of_the_loaded_model(kind: str, folders: Callable[[str]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plan_is_of_the_loaded_model(kind: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = folders(kind)
+def test_a_plan_is_of_the_loaded_model(kind: str, family: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = family(kind)
     outline, parts = Outline.of_folder(folder), load_parts(folder)
     modules = {"vae": parts.vae, "transformer": parts.dit, "transformer_2": parts.low}
     modules |= {"text_encoder": getattr(parts.text, "model"), "image_encoder": getattr(parts.image, "model", None)}  # noqa: B009
@@ -331,9 +319,9 @@ def test_defaults_are_the_authors(
     fps: int,
     steps: int,
     scales: tuple[float, float | None],
-    folders: Callable[[str], Path],
+    family: Callable[[str], Path],
 ) -> None:
-    folder = folders(kind)
+    folder = family(kind)
     request = Deferred(folder, layout.defaults(folder)).request(PROMPT)
     assert ((request.width, request.height), request.frames, request.fps, request.steps) == (size, frames, fps, steps)
     assert (request.guidance_scale, request.guidance_scale_2) == scales
@@ -342,8 +330,8 @@ def test_defaults_are_the_authors(
     assert request.padded.height % (32 if kind == "text and image" else 16) == 0
 
 
-def test_sizes_are_padded_to_the_models_own_tokens(folders: Callable[[str], Path]) -> None:
-    pipeline = pipeline_of(folders("text and image"))
+def test_sizes_are_padded_to_the_models_own_tokens(family: Callable[[str], Path]) -> None:
+    pipeline = pipeline_of(family("text and image"))
     made = pipeline.generate(PROMPT, frames=3, height=40, width=33, steps=1, image=WIDE)
     assert made.frames.shape == (3, 40, 33, 3)
     assert pipeline.request("a", frames=3, height=40, width=33).padded.height == 64
@@ -389,14 +377,14 @@ def pictures(tmp_path: Path) -> list[str]:
 def test_pictures_come_to_life(
     kind: str,
     words: list[str],
-    folders: Callable[[str], Path],
+    family: Callable[[str], Path],
     pictures: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = dict(zip("AB", pictures, strict=True))
     out = tmp_path / "out.mp4"
-    settings = ["--model", str(folders(kind)), "--size", "32x32", "--steps", "1", "-o", str(out), "--json"]
+    settings = ["--model", str(family(kind)), "--size", "32x32", "--steps", "1", "-o", str(out), "--json"]
     settings += [] if "--frames" in words else ["--frames", "5"]
     assert main([*(names.get(word, word) for word in words), *settings]) == 0
     told, said = capsys.readouterr()
@@ -405,25 +393,25 @@ def test_pictures_come_to_life(
     assert len(read_video(out).frames) == (6 if "6" in words else 5)
 
 
-def test_a_clip_goes_on(folders: Callable[[str], Path]) -> None:
+def test_a_clip_goes_on(family: Callable[[str], Path]) -> None:
     clip = Video(np.stack([A] * 5), 16)
     for kind in ("image", "image, experts", "text and image"):
-        made = edit.extend(pipeline_of(folders(kind)), clip, PROMPT, 0.25, steps=1).frames
+        made = edit.extend(pipeline_of(family(kind)), clip, PROMPT, 0.25, steps=1).frames
         assert np.array_equal(made[:5], clip.frames)
         assert len(made) == 9
 
 
 def test_what_a_model_lacks_is_one_line(
-    folders: Callable[[str], Path], pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: Callable[[str], Path], pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out.mp4")
-    image, ends = str(folders("image")), str(folders("both ends"))
+    image, ends = str(family("image")), str(family("both ends"))
     for words, line in (
         (["generate", PROMPT, "--model", image, "--dry-run"], "--image is missing"),
         (["image", PROMPT, "--model", image, "-o", str(tmp_path / "out.png")], "--image is missing"),
         (["generate", PROMPT, "--model", ends, "--image", pictures[0]], "worldline interpolate A B"),
         (["animate", pictures[0], PROMPT, "--model", ends, "-o", out], "worldline interpolate A B"),
-        (["generate", PROMPT, "--model", str(folders("text")), "--guidance-scale-2", "3"], "one expert"),
+        (["generate", PROMPT, "--model", str(family("text")), "--guidance-scale-2", "3"], "one expert"),
         (["generate", PROMPT, "--model", image, "--image", pictures[0], "--long", "sliding"], "--long sliding"),
     ):
         assert main([*words, "--seed", "1"]) == 2
@@ -431,21 +419,21 @@ def test_what_a_model_lacks_is_one_line(
         assert "Traceback" not in said
         assert line in said.splitlines()[-1]
         assert said.count("\n") == 1 or "sliding" in words  # which is found out with the model
-    pipeline = pipeline_of(folders("image"))
+    pipeline = pipeline_of(family("image"))
     clip = Video(np.stack([A] * 5), 16)
     for ask, line in (
         (lambda: pipeline.generate(PROMPT, frames=5, height=32, width=32), "--image is missing"),
         (lambda: edit.remix(pipeline, clip, PROMPT), "--image is missing"),
         (lambda: edit.extend(pipeline, clip, PROMPT, long="sliding"), "--long sliding"),
-        (lambda: edit.extend(pipeline_of(folders("both ends")), clip, PROMPT), "worldline interpolate A B"),
+        (lambda: edit.extend(pipeline_of(family("both ends")), clip, PROMPT), "worldline interpolate A B"),
     ):
         with pytest.raises(UserError, match=line):
             ask()
 
 
-def test_an_expert_that_is_missing_or_another_is_told(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_expert_that_is_missing_or_another_is_told(family: Callable[[str], Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(folders("text, experts"), broken)
+    shutil.copytree(family("text, experts"), broken)
     whole = layout.model_hash(broken)
     config = broken / "transformer_2" / "config.json"
     values = json.loads(config.read_text())
@@ -458,9 +446,9 @@ def test_an_expert_that_is_missing_or_another_is_told(folders: Callable[[str], P
         layout.check(broken)
 
 
-def test_scale_factors_that_do_not_fit_are_told(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_scale_factors_that_do_not_fit_are_told(family: Callable[[str], Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(folders("text and image"), broken)
+    shutil.copytree(family("text and image"), broken)
     config = broken / "vae" / "config.json"
     values = json.loads(config.read_text())
     for factor, line in ((8, "scale factors"), (0, "no cells"), ("many", "no cells")):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -237,3 +239,15 @@ def test_a_plan_reads_headers_alone(
     assert json.loads(capsys.readouterr().out)["tokens"] == 80
     assert main(["plan", "--model", str(tmp_path / "none")]) == 2
     assert "--model" in capsys.readouterr().err
+
+
+def test_the_shipped_model_needs_no_compiler() -> None:
+    """Neither its outline nor its weights go through torch's compiler, which takes a second or two to import."""
+    code = (
+        "import sys; from worldline.checkpoints import layout; from worldline.checkpoints.outline import Outline;"
+        "from worldline.generate.pipeline import load;"
+        "Outline.of_folder(layout.check(None)); load();"
+        "print([name for name in ('sympy', 'torch._dynamo', 'torch._inductor') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -4,12 +4,12 @@ checkpoints is in tests/checkpoints."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.vae.chunks import pieces
 from worldline.errors import UserError
 from worldline.vae.causal import WAN_2_1, WAN_2_2, CausalVAE, CausalVAEConfig, average, fold, repeat, unfold
 from worldline.vae.codec import Cut, History
@@ -43,14 +43,6 @@ def video(frames: int, height: int = 32, width: int = 48) -> Tensor:
 
 def latents(vae: CausalVAE, frames: int) -> Tensor:
     return torch.randn(1, vae.config.latent_channels, frames, 2, 3, generator=torch.Generator().manual_seed(2))
-
-
-def pieces(x: Tensor, lengths: list[int]) -> Iterator[Tensor]:
-    for length in lengths:
-        yield x[:, :, :length]
-        x = x[:, :, length:]
-    if x.shape[2]:
-        yield x
 
 
 def test_published_sizes() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.vae.chunks import pieces
 from worldline.errors import UserError
 from worldline.vae.codec import Cut
 from worldline.vae.model import MICRO, VideoVAE
@@ -23,15 +22,6 @@ def vae() -> VideoVAE:
     for head in (vae.encoder.head, vae.decoder.head):
         torch.nn.init.normal_(head.weight, std=0.2)
     return vae.eval()
-
-
-def pieces(x: Tensor, lengths: list[int]) -> Iterator[Tensor]:
-    """Frames in pieces of the given lengths, the rest in one."""
-    for length in lengths:
-        yield x[:, :, :length]
-        x = x[:, :, length:]
-    if x.shape[2]:
-        yield x
 
 
 @pytest.mark.parametrize("frames", [1, 4, 17, 23])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,17 @@ class Entry:
     theirs: tuple[str, ...]
     pack: Pack
     unpack: Unpack
+
+
+def renaming(patterns: Sequence[tuple[str, str]]) -> Callable[[str], str]:
+    """A function that rewrites names of tensors by every (regular expression, replacement) in turn."""
+
+    def renamed(name: str) -> str:
+        for pattern, new in patterns:
+            name = re.sub(pattern, new, name)
+        return name
+
+    return renamed
 
 
 def same(ours: str, theirs: str) -> Entry:

@@ -12,7 +12,7 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from worldline.checkpoints import hunyuan_vae, keymap, layout, wan_text
+from worldline.checkpoints import hunyuan_vae, keymap, layout, t5
 from worldline.checkpoints.folder import Parts, SchedulerConfig
 from worldline.checkpoints.hunyuan_vae import SCALING
 from worldline.checkpoints.keymap import Entry, Piece, check_depth, fitting, linear, same, stacked, then
@@ -144,13 +144,13 @@ def load(folder: Path) -> Parts:
     Raises UserError for parts that do not fit their names, or each other: all misfits at once, before weights are read.
     """
     dit, vae = piece_of(folder), vae_of(folder)
-    t5 = wan_text.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"), "t5")
+    encoder = t5.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"), "t5")
     clip = _clip_piece(folder)
     _check_fit(folder, dit.empty().config, vae.empty().config)
-    keymap.check([dit, vae, t5, clip])
+    keymap.check([dit, vae, encoder, clip])
     t5_place, clip_place = (str(folder / place) for place in layout.OPENSORA_TOKENIZERS)
     text = WithPooled(
-        HFText(t5_place, max_tokens=T5_TOKENS, padding="encoded", model=wan_text.load(t5)),
+        HFText(t5_place, max_tokens=T5_TOKENS, padding="encoded", model=t5.load(encoder)),
         HFText(clip_place, max_tokens=CLIP_TOKENS),
     )
     whitening = hunyuan_vae.whitening(vae.empty().config.latent_channels)
@@ -208,11 +208,11 @@ def _check_fit(folder: Path, dit: MMDiTConfig, vae: HunyuanVAEConfig) -> None:
         raise UserError(
             f"--model {folder}: its transformer was distilled from guided answers, which is not sampled here"
         )
-    t5, clip = (layout.config(folder, part) for part in ("text_encoder", "text_encoder_2"))
+    states, clip = (layout.config(folder, part) for part in ("text_encoder", "text_encoder_2"))
     made = {
         "channels of latents": (vae.latent_channels, dit.in_channels),
         "pixels a latent cell": (vae.spatial, layout.traits(folder).grid.spatial),
-        "values of T5's states": (t5.get("d_model"), dit.text_width),
+        "values of T5's states": (states.get("d_model"), dit.text_width),
         "values of CLIP's vector": (clip.get("text_config", clip).get("hidden_size"), dit.vector_width),
     }
     for what, (found, read) in made.items():

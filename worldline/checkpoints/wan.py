@@ -6,7 +6,6 @@ Wan's diffusers folders are read and written, and the authors' own of Wan 2.1 re
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.checkpoints import keymap, layout, wan_text, wan_vae
+from worldline.checkpoints import keymap, layout, t5, wan_vae
 from worldline.checkpoints.folder import Parts, SchedulerConfig
 from worldline.checkpoints.keymap import (
     Entry,
@@ -259,7 +258,7 @@ def load(folder: Path) -> Parts:
     dit = piece_of(folder)
     low = piece_of(folder, "transformer_2") if boundary else None
     vae, whitening = vae_of(folder)
-    text = wan_text.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"))
+    text = t5.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"))
     told = bool(layout.config(folder, "transformer").get("image_dim"))
     pieces: list[Piece[Any] | None] = [dit, low, vae, text, _image_piece(folder) if told else None]
     keymap.check(piece for piece in pieces if piece)
@@ -275,7 +274,7 @@ def load(folder: Path) -> Parts:
         subfolder="" if native else "text_encoder",
         padding="zeros",
         clean=True,
-        model=wan_text.load(text),
+        model=t5.load(text),
     )
     return Parts(
         vae.load(),
@@ -298,7 +297,7 @@ def piece_of(folder: Path, part: str = "transformer") -> Piece[DiT]:
     if not layout.is_native(folder):
         weights = Weights(files)
     else:
-        weights, place = Weights(files, renamed), folder
+        weights, place = Weights(files, keymap.renaming(NATIVE)), folder
         values = config_of_native(values, {name: value.shape for name, value in weights.shapes.items()}, str(folder))
     with fitting(place):
         config = config_of(values, str(place))
@@ -371,8 +370,8 @@ def save(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
     about = wan_vae.config_to_diffusers(vae.config, parts.whitening)
     tensors = to_theirs(wan_vae.table(vae.config, "diffusers"), vae.state_dict())
     write_component(folder, "vae", about, tensors, dtype, SHARD_BYTES)
-    about, weights = wan_text.config_to(text.model, dtype), text.model.state_dict()
-    write_component(folder, "text_encoder", about, to_theirs(wan_text.table(weights), weights), dtype, SHARD_BYTES)
+    about, weights = t5.config_to(text.model, dtype), text.model.state_dict()
+    write_component(folder, "text_encoder", about, to_theirs(t5.table(weights), weights), dtype, SHARD_BYTES)
     write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, "flow_shift": parts.scheduler.shift})
     index |= {"boundary_ratio": parts.boundary or None, "expand_timesteps": config.known == "clean"}
     write_json(folder / layout.INDEX, {"_class_name": kind, **index})
@@ -431,13 +430,6 @@ NATIVE: Sequence[tuple[str, str]] = (  # patterns of the authors' names, and dif
     (r"\.ffn\.2\.", ".ffn.net.2."),
     (r"\.norm3\.", ".norm2."),  # the one with gains, before the text; diffusers counts norms in order of use
 )
-
-
-def renamed(name: str) -> str:
-    """Diffusers' name of a tensor of the authors' repository."""
-    for pattern, new in NATIVE:
-        name = re.sub(pattern, new, name)
-    return name
 
 
 def config_of_shapes(shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -241,8 +241,9 @@ class Pipeline:
     def record(self, request: Request, **more: Any) -> dict[str, Any]:
         """What the files of a request say of their making."""
         settings = {key: value for key, value in request.as_dict().items() if key not in ("prompt", "seed")}
-        blended = [str(cut) for cut in self._cuts.values() if cut.blended]
-        settings |= {"decoded": blended[-1]} if blended else {}
+        cells = request.grid.latent(request.padded)
+        cut = self._cut(cells.height, cells.width)
+        settings |= {"decoded": str(cut)} if cut.blended else {}
         return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
 
     @property

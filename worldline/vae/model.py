@@ -174,12 +174,7 @@ class Decoder(nn.Module):
 
 
 class VideoVAE(VideoCodec):
-    """Causal video autoencoder with a diagonal Gaussian latent; see the module's docstring for its layout.
-
-    Pixels are (B, 3, T, H, W) in [-1, 1] of any length and size; latents (B, C, T', H', W') with
-    T' = ceil((T-1)/4) + 1, H' = ceil(H/8), W' = ceil(W/8). What does not divide is padded by repeating the edge;
-    `decode(..., size)` crops it off.
-    """
+    """Causal video autoencoder with a diagonal Gaussian latent; see the module's docstring for its layout."""
 
     def __init__(self, config: VAEConfig = TINY) -> None:
         super().__init__()
@@ -217,7 +212,7 @@ class VideoVAE(VideoCodec):
             head.weight.zero_()
         self.encoder.head.bias[self.config.latent_channels :] = -6.0
         nn.init.orthogonal_(self.encoder.pca.weight)
-        self.decoder.pca.weight.copy_(self.encoder.pca.weight.T[self._decoder_order()])
+        self.decoder.pca.weight.copy_(self.encoder.pca.weight.T.index_select(0, self._decoder_order()))
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)

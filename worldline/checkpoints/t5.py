@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.checkpoints.keymap import Entry, Piece, check_depth, fitting, same
+from worldline.checkpoints.keymap import Entry, Piece, check_depth, fitting, renaming, same
 from worldline.checkpoints.weights import Weights
 from worldline.errors import UserError
 from worldline.nn.hollow import bare
@@ -31,13 +30,6 @@ NATIVE: Sequence[tuple[str, str]] = (  # patterns of the authors' names (wan/mod
 )
 
 
-def renamed(name: str) -> str:
-    """transformers' name of a tensor of the authors' file."""
-    for pattern, new in NATIVE:
-        name = re.sub(pattern, new, name)
-    return name
-
-
 def piece_of(files: Sequence[Path], values: Mapping[str, Any], kind: str = "umt5") -> Piece[Any]:
     """The encoder of these files before it is read: transformers' with its config, or the authors' where that is {}.
 
@@ -48,7 +40,7 @@ def piece_of(files: Sequence[Path], values: Mapping[str, Any], kind: str = "umt5
     except ImportError:
         raise UserError("text encoder: transformers is not installed; pip install 'worldline[text]'") from None
     place = str(files[0].parent if values else files[0]) if files else "text_encoder"
-    weights = Weights(files) if values else Weights(files, renamed)
+    weights = Weights(files) if values else Weights(files, renaming(NATIVE))
     if values.get("model_type", kind) != kind:
         raise UserError(
             f"--model {place}: its config.json is of a {values['model_type']}; the text encoder is a {kind}"
