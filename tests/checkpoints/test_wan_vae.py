@@ -276,7 +276,9 @@ def padding_on_the_left(monkeypatch: pytest.MonkeyPatch, vae: CausalVAE) -> None
 def norm_without_the_root(monkeypatch: pytest.MonkeyPatch, vae: CausalVAE) -> None:
     """Unit length instead of unit root mean square."""
     forward = causal.ChannelNorm.forward
-    monkeypatch.setattr(causal.ChannelNorm, "forward", lambda self, x: forward(self, x) / x.shape[-1] ** 0.5)
+    monkeypatch.setattr(
+        causal.ChannelNorm, "forward", lambda self, x, spent=False: forward(self, x) / x.shape[-1] ** 0.5
+    )
 
 
 def no_matrix_before_the_decoder(monkeypatch: pytest.MonkeyPatch, vae: CausalVAE) -> None:

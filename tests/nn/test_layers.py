@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from worldline.errors import UserError
+from worldline.nn import layers
 from worldline.nn.attention import attention
-from worldline.nn.layers import RowIndex, add_gated, modulate, rms_normalise, sinusoids
+from worldline.nn.layers import RowIndex, add_gated, in_bands, modulate, rms_normalise, sinusoids
 from worldline.nn.rope import Rope, normalise_rotate, rope_tables
 
 
@@ -146,3 +147,20 @@ def test_without_gradients_the_bits_are_the_same(dtype: torch.dtype) -> None:
     with torch.no_grad():
         plain = all_three()
     assert all(torch.equal(a, b) for a, b in zip(plain, all_three(), strict=True))
+
+
+def test_rows_in_bands_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a rest in the last band, several inputs and outputs, and differentiated as a whole."""
+    seen: list[int] = []
+
+    def f(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(x))
+        return x * y, x + y
+
+    monkeypatch.setattr(layers, "BAND_ROWS", 4)
+    x, y = torch.randn(2, 10, 3).unbind(0)
+    with torch.no_grad():
+        got = in_bands(f, x, y)
+    whole = in_bands(f, x, y)
+    assert seen == [4, 4, 2, 10]
+    assert all(torch.equal(a, b) for a, b in zip(got, whole, strict=True))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from worldline.dit.config import DiTConfig
 from worldline.nn.attention import Segments, attention
-from worldline.nn.layers import MLP, RowIndex, add_gated, layer_normalise, modulate, rms_normalise
+from worldline.nn.layers import MLP, RowIndex, add_gated, in_bands, layer_normalise, modulate, rms_normalise
 from worldline.nn.rope import Rope, normalise_rotate
 
 
@@ -53,16 +53,20 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, view: View) -> Tensor:
         """x (N, width) -> (N, width)."""
-        qkv = self.qkv(x).view(len(x), 3 * self.heads, self.head_dim)
-        # The queries' gain carries the scale of the scores, which would cost a pass of its own.
-        gains = self.gain[0] * self.head_dim**-0.5, self.gain[1]
-        gain = torch.stack(gains) if self.across else torch.cat(gains)
-        q, k, v = normalise_rotate(qkv, gain, rope)  # (N, heads, head_dim)
+        q, k, v = in_bands(self._asked, x, *rope)
         if view.order is None:
             return self.out(attention(q, k, v, view.segments, scale=1.0).flatten(1))  # type: ignore[no-any-return]
         q, k, v = (x.index_select(0, view.order) for x in (q, k, v))
         mixed = attention(q, k, v, view.segments, scale=1.0, causal=True)
         return self.out(torch.empty_like(mixed).index_copy(0, view.order, mixed).flatten(1))  # type: ignore[no-any-return]
+
+    def _asked(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, width) -> queries, keys and values (N, heads, head_dim)."""
+        qkv = self.qkv(x).view(len(x), 3 * self.heads, self.head_dim)
+        # The queries' gain carries the scale of the scores, which would cost a pass of its own.
+        gains = self.gain[0] * self.head_dim**-0.5, self.gain[1]
+        gain = torch.stack(gains) if self.across else torch.cat(gains)
+        return normalise_rotate(qkv, gain, Rope(cos, sin))
 
 
 class KeysValues(NamedTuple):

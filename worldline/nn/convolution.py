@@ -141,31 +141,29 @@ def minimal_filtering(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tens
             pixels = torch.cat([_padded_band(part, band, across, margin) for part in clip])
             products = _products(_pixel_transform(pixels), kernels, lead)
             out = y[index, :, TILE * band.start : TILE * band.stop]
-            places = out.unflatten(1, (-1, TILE)).unflatten(3, (-1, TILE))  # (T, h, 4, w, 4, O)
-            torch.add(_output_transform(products, len(band)), bias, out=places)
+            _output_transform(products, bias, out.unflatten(1, (-1, TILE)).unflatten(3, (-1, TILE)))
     return y[:, :, :height, :width]
 
 
 @cache
-def transforms(points: tuple[float, ...] = POINTS) -> tuple[Tensor, Tensor, Tensor]:
-    """A^T (m, n), G (n, 3) and B^T (n, n) of F(m, 3) with n = m + 2 points, the last one infinity, in fp64.
+def transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """A^T (4, 6), G (6, 3) and B^T (6, 6) of F(4, 3), in fp64, the point of infinity last.
 
-    y = A^T [(G g) * (B^T d)] is the correlation of n values d with 3 taps g (Lavin & Gray 2016, eq. 6), made from the
-    points by Toom and Cook's method; a row of B^T and that of G may be scaled against each other, and are, evenly.
+    y = A^T [(G g) * (B^T d)] is the correlation of six values d with three taps g (Lavin & Gray 2016, eq. 6), made from
+    the points by Toom and Cook's method.
     """
-    x = torch.tensor(points, dtype=torch.float64)
-    n = len(points) + 1
-    a = torch.zeros(n, n - 2, dtype=torch.float64)
+    x = torch.tensor(POINTS, dtype=torch.float64)
+    n = len(POINTS) + 1
+    a = torch.zeros(n, TILE, dtype=torch.float64)
     g, b = torch.zeros(n, 3, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
     for i in range(n - 1):
         others = torch.cat([x[:i], x[i + 1 :]])
-        a[i] = x[i] ** torch.arange(n - 2)
+        a[i] = x[i] ** torch.arange(TILE)
         g[i] = x[i] ** torch.arange(3) / (x[i] - others).prod()
         b[i, : n - 1] = _polynomial(others)
     a[-1, -1] = g[-1, -1] = 1.0
     b[-1] = _polynomial(x)
-    scale = (g.norm(dim=1, keepdim=True) / b.norm(dim=1, keepdim=True)).sqrt()
-    return a.T.contiguous(), g / scale, b * scale
+    return a.T.contiguous(), g, b
 
 
 def _polynomial(roots: Tensor) -> Tensor:
@@ -176,18 +174,15 @@ def _polynomial(roots: Tensor) -> Tensor:
     return coefficients
 
 
-@cache
-def _squared(which: int) -> Tensor:
-    """One of `transforms` for both axes at once, fp32."""
-    matrix = transforms()[which]
-    return torch.kron(matrix, matrix).float()
-
-
 def _filter_transform(weight: Tensor) -> Tensor:
     """(O, C, 3, 3, 3) -> (3, 36, C, O): one matrix per tap in time and place in a tile."""
     outputs, channels = weight.shape[:2]
-    taps = weight.permute(3, 4, 2, 1, 0).reshape(9, -1)  # (ky kx, kt C O)
-    return (_squared(1) @ taps).view(-1, TAPS, channels, outputs).transpose(0, 1)
+    squared = torch.kron(transforms()[1], transforms()[1]).float()  # for both axes at once
+    taps = weight.reshape(outputs * channels, TAPS, 9)
+    kernels = weight.new_empty(TAPS, len(squared), outputs, channels)  # in the order of the weights: no copy of them
+    for tap, kernel in enumerate(kernels):
+        torch.mm(squared, taps[:, tap].T, out=kernel.flatten(1))
+    return kernels.transpose(2, 3)
 
 
 def _pixel_transform(x: Tensor) -> Tensor:
@@ -195,8 +190,26 @@ def _pixel_transform(x: Tensor) -> Tensor:
     frames, height, width, channels = x.shape
     h, w, side = (height - 2) // TILE, (width - 2) // TILE, TILE + 2
     frame, row, pixel, _ = x.stride()
-    tiles = x.as_strided((side, side, frames, h, w, channels), (row, pixel, frame, TILE * row, TILE * pixel, 1))
-    return (_squared(2) @ tiles.reshape(side**2, -1)).view(side**2, frames, h * w, channels)
+    lines = x.new_empty(side, frames, h, width, channels)
+    _interpolate(x.as_strided(lines.shape, (row, frame, TILE * row, pixel, 1)), lines)
+    tiles = x.new_empty(side, side, frames * h, w, channels)
+    line, _, row, pixel, _ = lines.stride()
+    columns = lines.as_strided((side, *tiles.shape[:1], *tiles.shape[2:]), (pixel, line, row, TILE * pixel, 1))
+    _interpolate(columns, tiles.transpose(0, 1))
+    return tiles.view(side**2, frames, h * w, channels)
+
+
+def _interpolate(d: Tensor, out: Tensor) -> None:
+    """out = B^T d along the first axis, (6, ...) both. The rows of opposite points share their even and odd parts."""
+    square = POINTS[1] ** 2 + POINTS[3] ** 2
+    for last, (i, j, k) in ((0, (0, 2, 4)), (5, (1, 3, 5))):
+        torch.sub(d[k], d[j], alpha=square, out=out[last])
+        out[last] += d[i]
+    for first, other in ((1, 3), (3, 1)):
+        even = torch.sub(d[4], d[2], alpha=POINTS[other] ** 2)
+        odd = torch.sub(d[3], d[1], alpha=POINTS[other] ** 2)
+        torch.add(even, odd, alpha=POINTS[first], out=out[first])
+        torch.sub(even, odd, alpha=POINTS[first], out=out[first + 1])
 
 
 def _products(pixels: Tensor, kernels: Tensor, lead: int) -> Tensor:
@@ -213,11 +226,29 @@ def _products(pixels: Tensor, kernels: Tensor, lead: int) -> Tensor:
     return out
 
 
-def _output_transform(products: Tensor, rows: int) -> Tensor:
-    """(36, T, rows * w, O) -> (T, rows, 4, w, 4, O), a view."""
-    _, frames, count, outputs = products.shape
-    y = (_squared(0) @ products.flatten(1)).view(TILE, TILE, frames, rows, count // rows, outputs)
-    return y.permute(2, 3, 0, 4, 1, 5)
+def _output_transform(products: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Products (36, T, h * w, O), which are used up, and bias -> out (T, h, 4, w, 4, O)."""
+    frames, h, _, w, _, outputs = out.shape
+    tiles = products.view(TILE + 2, TILE + 2, frames, h, w, outputs)
+    rows = tiles.new_empty(TILE, *tiles.shape[1:])
+    _evaluate(tiles, None, rows)
+    _evaluate(rows.transpose(0, 1), bias, out.permute(4, 2, 0, 1, 3, 5))
+
+
+def _evaluate(m: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """out (4, ...) = A^T m + bias along the first axis of m (6, ...), which is used up."""
+    a, b = POINTS[1], POINTS[3]
+    for i in (1, 3):  # sums and differences of opposite points
+        m[i] += m[i + 1]
+        torch.sub(m[i], m[i + 1], alpha=2, out=m[i + 1])
+    for k, (plus, minus) in enumerate(((m[1], m[3]), (m[2], m[4]), (m[1], m[3]), (m[2], m[4]))):
+        if bias is None:
+            torch.mul(plus, a**k, out=out[k])
+        else:
+            torch.add(bias, plus, alpha=a**k, out=out[k])
+        out[k].add_(minus, alpha=b**k)
+    out[0] += m[0]
+    out[3] += m[5]
 
 
 def _padded_band(x: Tensor, band: range, across: int, margin: int) -> Tensor:

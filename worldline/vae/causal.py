@@ -74,14 +74,16 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, spent: bool = False) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        normal = x * (math.sqrt(x.shape[-1]) / length.clamp_min(1e-12)).to(x.dtype)
-        return normal * self.gain if torch.is_grad_enabled() else normal.mul_(self.gain)
+        scale = (math.sqrt(x.shape[-1]) / length.clamp_min(1e-12)).to(x.dtype)
+        if torch.is_grad_enabled():
+            return x * scale * self.gain
+        return (x.mul_(scale) if spent else x * scale).mul_(self.gain)
 
-    def silu(self, x: Tensor) -> Tensor:
-        """SiLU of the normalised values."""
-        return F.silu(self(x), inplace=not torch.is_grad_enabled())
+    def silu(self, x: Tensor, spent: bool = False) -> Tensor:
+        """SiLU of the normalised values; where `x` is `spent`, they may take its place."""
+        return F.silu(self(x, spent), inplace=not torch.is_grad_enabled())
 
 
 class CausalConv(nn.Module):
@@ -109,7 +111,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         h = self.conv1(self.norm1.silu(x), history)
-        return self.conv2(self.norm2.silu(h), history) + self.match(x)
+        h = self.conv2(self.norm2.silu(h, spent=True), history)
+        return h + self.match(x) if torch.is_grad_enabled() else h.add_(self.match(x))
 
 
 class FrameAttention(nn.Module):
