@@ -33,6 +33,7 @@ from worldline.dit.model import DiT
 from worldline.dit.patchify import patchify
 from worldline.dit.told import Told
 from worldline.generate.pipeline import Drawing, Pipeline
+from worldline.generate.plan import standard_cut
 from worldline.shapes import VideoShape
 from worldline.text import TextEncoder, TextStates
 from worldline.vae.causal import WAN_2_1, CausalVAE
@@ -129,14 +130,16 @@ def ours(row: str, at: Setting) -> Run:
             SchedulerConfig(shift=3.0, spacing="diffusers"),
         )
         pipeline = Pipeline(parts, device=at.device, dtype=at.dtype)
-        drawing = Drawing(VideoShape(CLIPS[row], at.side, at.side), at.steps, GUIDANCE, "bad", sampler="unipc")
+        shape, told = VideoShape(CLIPS[row], at.side, at.side), {"negative_prompt": "bad", "sampler": "unipc"}
+        drawing = Drawing(shape, at.steps, GUIDANCE, **told)
         return lambda: torch.from_numpy(pipeline.draw(["good"], [1], drawing)[0])
     vae = our_vae().to(at.device, at.dtype)
+    cut = standard_cut(at.side // 8, at.side // 8)  # as the pipeline cuts where memory is plenty
     if row.startswith("encode"):
         pixels = clip(row, at)
-        return lambda: torch.cat([part.mean for part in encode_stream(vae, pixels.split(8, dim=2))], dim=2)
+        return lambda: torch.cat([part.mean for part in encode_stream(vae, pixels.split(4 * cut.frames, dim=2))], dim=2)
     latents = latents_of(row, at)
-    return lambda: torch.cat(list(decode_stream(vae, latents)), dim=2).clamp(-1, 1)
+    return lambda: torch.cat(list(decode_stream(vae, latents, cut)), dim=2).clamp(-1, 1)
 
 
 def theirs(row: str, at: Setting) -> Run:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.vae.chunks import pieces
 from worldline.errors import UserError
+from worldline.vae import causal
 from worldline.vae.causal import WAN_2_1, WAN_2_2, CausalVAE, CausalVAEConfig, average, fold, repeat, unfold
 from worldline.vae.codec import Cut, History
 from worldline.vae.streaming import decode_stream, encode_stream
@@ -43,6 +44,21 @@ def video(frames: int, height: int = 32, width: int = 48) -> Tensor:
 
 def latents(vae: CausalVAE, frames: int) -> Tensor:
     return torch.randn(1, vae.config.latent_channels, frames, 2, 3, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("config", [TINY_2_1, TINY_2_2], ids=["2.1", "2.2"])
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_levels_in_pieces_are_the_same_levels(
+    config: CausalVAEConfig, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few frames a level takes at a time, in one shot and in a stream whose first chunk is cut as well."""
+    vae, z = busy(config), latents(busy(config), 5)
+    with torch.no_grad():
+        whole = vae.decode(z)
+        monkeypatch.setattr(causal, "_piece", lambda h: frames)
+        torch.testing.assert_close(vae.decode(z), whole, atol=1e-5, rtol=1e-5)
+        streamed = torch.cat(list(decode_stream(vae, z, Cut(3))), dim=2)
+    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_published_sizes() -> None:

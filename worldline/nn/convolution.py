@@ -108,8 +108,11 @@ def doubled_causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _woven(y: Tensor) -> Tensor:
     """The four outputs over each pixel, side by side: (B, T, H + 1, W + 1, 2, 2, O) -> (B, T, 2H, 2W, O)."""
     b, t, h, w = y.shape[0], y.shape[1], y.shape[2] - 1, y.shape[3] - 1
-    rows = [torch.stack([y[:, :, p : p + h, q : q + w, p, q] for q in (0, 1)], dim=4) for p in (0, 1)]
-    return torch.stack(rows, dim=3).reshape(b, t, 2 * h, 2 * w, -1)
+    out = y.new_empty(b, t, h, 2, w, 2, y.shape[-1])
+    for p in (0, 1):
+        for q in (0, 1):
+            out[:, :, :, p, :, q] = y[:, :, p : p + h, q : q + w, p, q]
+    return out.view(b, t, 2 * h, 2 * w, -1)
 
 
 # ---- minimal filtering -------------------------------------------------------------------------

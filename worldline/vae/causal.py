@@ -28,6 +28,7 @@ from worldline.nn.convolution import causal_conv, conv2d, doubled_conv2d
 from worldline.vae.codec import History, Posterior, VideoCodec
 
 LOGVAR_RANGE = (-30.0, 20.0)
+PIECE_BYTES = 2**25  # of frames that enter a level of the decoder together
 
 
 @dataclass(frozen=True)
@@ -290,11 +291,22 @@ class Decoder(nn.Module):
         """The coarsest level's middle, which sees whole frames: (B, T', H', W', width)."""
         return self.middle(self.stem(self.latent(z), history), history)
 
-    def local(self, h: Tensor, history: History) -> Tensor:
-        """All levels."""
-        for level in self.levels:
-            h = level(h, history)
-        return self.head(self.norm.silu(h), history)
+    def local(self, h: Tensor, history: History, level: int = 0) -> Tensor:
+        """All levels from `level` on. Each takes its frames in pieces, and a piece is finished before the next: a frame
+        is largest at the end, so that a chunk that fills the first level would fill memory at the last."""
+        if level == len(self.levels):
+            return self.head(self.norm.silu(h, spent=True), history)
+        made = []
+        for piece in h.split(_piece(h), dim=1):
+            made.append(self.local(self.levels[level](piece, history), history, level + 1))
+            history.started = True  # a stream's first frame is in its first piece
+        return torch.cat(made, dim=1) if len(made) > 1 else made[0]
+
+
+def _piece(h: Tensor) -> int:
+    """How many frames of (B, T, H, W, C) a level takes at a time: all of them where they are kept for a backward."""
+    frame = h[:, :1].numel() * h.element_size()
+    return h.shape[1] if torch.is_grad_enabled() else max(1, PIECE_BYTES // frame)
 
 
 class CausalVAE(VideoCodec):
