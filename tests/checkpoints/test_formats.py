@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import worldline
-from tests.checkpoints.test_wan import native_names
-from tests.checkpoints.wan_folders import KINDS, PROMPT, make
-from worldline.checkpoints import layout, wan_vae, weights
+from tests.checkpoints.wan_folders import KINDS, PROMPT, as_published, make
+from worldline.checkpoints import layout, weights
 from worldline.checkpoints.folder import Parts, load_parts, save_pretrained
 from worldline.checkpoints.weights import Weights
 from worldline.cli import main
@@ -43,40 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def native(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same numbers as the authors of Wan 2.1 lay them out."""
-    place = tmp_path_factory.mktemp("native") / "Wan2.1-T2V-tiny"
-    place.mkdir()
-    dit = native_names(load_file(folder / FILES["transformer"]))
-    half = len(dit) // 2
-    for i, names in enumerate((sorted(dit)[:half], sorted(dit)[half:])):
-        save_file(
-            {name: dit[name] for name in names}, place / f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
-        )
-    save_file(wan_vae.to_weights(load_parts(folder).vae, "native"), place / "Wan2.1_VAE.safetensors")
-    text = {native_text_name(name): value for name, value in load_file(folder / FILES["text_encoder"]).items()}
-    save_file(text, place / "models_t5_umt5-xxl-enc-bf16.safetensors")
-    shutil.copytree(folder / "tokenizer", place / "google" / "umt5-xxl")
-    values = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": 40, "eps": 1e-06, "ffn_dim": 64}
-    values |= {"freq_dim": 16, "in_dim": 16, "model_type": "t2v", "num_heads": 2, "num_layers": 2, "out_dim": 16}
-    (place / "config.json").write_text(json.dumps({**values, "text_len": 512}))
-    return place
-
-
-def native_text_name(name: str) -> str:
-    """As wan/modules/t5.py names umT5's tensors, written out."""
-    for new, old in (
-        ("token_embedding.", "shared."),
-        ("norm.", "encoder.final_layer_norm."),
-        ("blocks.", "encoder.block."),
-        (".pos_embedding.embedding.", ".layer.0.SelfAttention.relative_attention_bias."),
-        (".attn.", ".layer.0.SelfAttention."),
-        (".norm1.", ".layer.0.layer_norm."),
-        (".norm2.", ".layer.1.layer_norm."),
-        (".ffn.gate.0.", ".layer.1.DenseReluDense.wi_0."),
-        (".ffn.fc1.", ".layer.1.DenseReluDense.wi_1."),
-        (".ffn.fc2.", ".layer.1.DenseReluDense.wo."),
-    ):
-        name = name.replace(old, new)
-    return name
+    return as_published("text", folder, tmp_path_factory.mktemp("native") / "Wan2.1-T2V-tiny")
 
 
 def tensors(parts: Parts) -> dict[str, Tensor]:
@@ -451,7 +417,7 @@ def test_pickles_are_refused_with_the_way_out(native: Path, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"model_type": "i2v"}, "only 't2v' is read"),
+        ({"model_type": "vace"}, "'t2v', 'i2v', 'flf2v', 'ti2v' are read"),
         ({"_class_name": "WanVaceModel"}, "WanVaceModel"),
         ({"wormholes": 3}, "wormholes"),
         ({"text_len": 77}, "text_len=77"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.checkpoints.wan_folders import native_names
 from worldline.checkpoints import keymap, wan
 from worldline.checkpoints.headers import kind_of
 from worldline.checkpoints.keymap import Piece, to_theirs
@@ -148,42 +149,6 @@ def test_tensors_go_both_ways() -> None:
         again = {name: value for name, value in model.config.items() if name in wan.FIELDS}
         assert {k: tuple(v) if isinstance(v, list) else v for k, v in wan.config_to(dit.config).items()} == {
             **again, "patch_size": tuple(again["patch_size"])}  # fmt: skip
-
-
-def native_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names for diffusers' tensors: the inverse of `wan.NATIVE`, written out."""
-    out = {}
-    for name, value in weights.items():
-        for new, old in (
-            ("text_embedding.0.", "condition_embedder.text_embedder.linear_1."),
-            ("text_embedding.2.", "condition_embedder.text_embedder.linear_2."),
-            ("time_embedding.0.", "condition_embedder.time_embedder.linear_1."),
-            ("time_embedding.2.", "condition_embedder.time_embedder.linear_2."),
-            ("time_projection.1.", "condition_embedder.time_proj."),
-            ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
-            ("img_emb.proj.0.", "condition_embedder.image_embedder.norm1."),
-            ("img_emb.proj.1.", "condition_embedder.image_embedder.ff.net.0.proj."),
-            ("img_emb.proj.3.", "condition_embedder.image_embedder.ff.net.2."),
-            ("img_emb.proj.4.", "condition_embedder.image_embedder.norm2."),
-            ("head.head.", "proj_out."),
-            (".norm3.", ".norm2."),
-            (".self_attn.", ".attn1."),
-            (".cross_attn.", ".attn2."),
-            (".o.", ".to_out.0."),
-            (".k_img.", ".add_k_proj."),
-            (".v_img.", ".add_v_proj."),
-            (".norm_k_img.", ".norm_added_k."),
-            (".q.", ".to_q."),
-            (".k.", ".to_k."),
-            (".v.", ".to_v."),
-            (".ffn.0.", ".ffn.net.0.proj."),
-            (".ffn.2.", ".ffn.net.2."),
-            (".modulation", ".scale_shift_table"),
-        ):
-            if "image_embedder" not in name or "img_emb" in new:
-                name = name.replace(old, new)
-        out["head.modulation" if name == "scale_shift_table" else name] = value
-    return out
 
 
 def test_the_authors_names_and_shapes_say_the_same() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldline.checkpoints import wan_vae
 from worldline.diffusion.timesteps import wan_schedule
 
 WORDS = ["a", "red", "ball", "rolls", "blue", "cube", "blurry", "bad"]
@@ -60,7 +62,7 @@ def save_tokenizer(folder: Path) -> None:
 def transformer(channels: int, beside: bool, clip: bool, ends: bool) -> torch.nn.Module:
     import diffusers
 
-    more: dict[str, Any] = {"image_dim": 12, "added_kv_proj_dim": 40} if clip else {}
+    more: dict[str, Any] = {"image_dim": 32, "added_kv_proj_dim": 40} if clip else {}
     if ends:
         more["pos_embed_seq_len"] = 2 * 5
     return diffusers.WanTransformer3DModel(
@@ -111,7 +113,7 @@ def make(
     text = transformers.UMT5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     parts["text_encoder"] = transformers.UMT5EncoderModel(text)
     if clip:
-        sizes = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+        sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 16}
         vision = transformers.CLIPVisionConfig(**sizes, image_size=CLIP_SIDE, patch_size=16, hidden_act="gelu")
         parts["image_encoder"] = transformers.CLIPVisionModel(vision)
         processor = transformers.CLIPImageProcessor(
@@ -131,6 +133,117 @@ def make(
     index |= {"transformer_2": index.get("transformer_2", [None, None]), "boundary_ratio": boundary}
     (place / "model_index.json").write_text(json.dumps({**index, "expand_timesteps": tokens}))
     return place
+
+
+def native_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' names for diffusers' tensors: the inverse of `wan.NATIVE`, written out."""
+    out = {}
+    for name, value in weights.items():
+        for new, old in (
+            ("text_embedding.0.", "condition_embedder.text_embedder.linear_1."),
+            ("text_embedding.2.", "condition_embedder.text_embedder.linear_2."),
+            ("time_embedding.0.", "condition_embedder.time_embedder.linear_1."),
+            ("time_embedding.2.", "condition_embedder.time_embedder.linear_2."),
+            ("time_projection.1.", "condition_embedder.time_proj."),
+            ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
+            ("img_emb.proj.0.", "condition_embedder.image_embedder.norm1."),
+            ("img_emb.proj.1.", "condition_embedder.image_embedder.ff.net.0.proj."),
+            ("img_emb.proj.3.", "condition_embedder.image_embedder.ff.net.2."),
+            ("img_emb.proj.4.", "condition_embedder.image_embedder.norm2."),
+            ("head.head.", "proj_out."),
+            (".norm3.", ".norm2."),
+            (".self_attn.", ".attn1."),
+            (".cross_attn.", ".attn2."),
+            (".o.", ".to_out.0."),
+            (".k_img.", ".add_k_proj."),
+            (".v_img.", ".add_v_proj."),
+            (".norm_k_img.", ".norm_added_k."),
+            (".q.", ".to_q."),
+            (".k.", ".to_k."),
+            (".v.", ".to_v."),
+            (".ffn.0.", ".ffn.net.0.proj."),
+            (".ffn.2.", ".ffn.net.2."),
+            (".modulation", ".scale_shift_table"),
+        ):
+            if "image_embedder" not in name or "img_emb" in new:
+                name = name.replace(old, new)
+        out["head.modulation" if name == "scale_shift_table" else name] = value
+    return out
+
+
+MODEL_TYPES = {"image": "i2v", "both ends": "flf2v", "image, experts": "i2v", "text and image": "ti2v"}
+
+
+def as_published(kind: str, folder: Path, place: Path) -> Path:
+    """The numbers of a folder as Wan's authors lay them out, their pickles made into safetensors."""
+    place.mkdir(parents=True)
+    for part, low in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
+        if not (folder / part).is_dir():
+            continue
+        here = place / low if "experts" in kind else place
+        here.mkdir(exist_ok=True)
+        dit = native_names(load_file(folder / part / "diffusion_pytorch_model.safetensors"))
+        half = len(dit) // 2
+        for i, names in enumerate((sorted(dit)[:half], sorted(dit)[half:])):
+            file = here / f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
+            save_file({name: dit[name] for name in names}, file)
+        about = json.loads((folder / part / "config.json").read_text())
+        values = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": 40, "eps": 1e-06, "ffn_dim": 64}
+        values |= {"freq_dim": 16, "in_dim": about["in_channels"], "model_type": MODEL_TYPES.get(kind, "t2v")}
+        values |= {"num_heads": 2, "num_layers": 2, "out_dim": about["out_channels"], "text_len": 512}
+        (here / "config.json").write_text(json.dumps(values))
+    vae = wan_vae.load_wan_vae(folder / "vae")[0]
+    file = "Wan2.2_VAE.safetensors" if kind == "text and image" else "Wan2.1_VAE.safetensors"
+    save_file(wan_vae.to_weights(vae, "native"), place / file)
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    text = {native_text_name(name): value for name, value in text.items()}
+    save_file(text, place / "models_t5_umt5-xxl-enc-bf16.safetensors")
+    if (folder / "image_encoder").is_dir():
+        clip = native_clip(load_file(folder / "image_encoder" / "model.safetensors"))
+        save_file(clip, place / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.safetensors")
+    shutil.copytree(folder / "tokenizer", place / "google" / "umt5-xxl")
+    return place
+
+
+def native_text_name(name: str) -> str:
+    """As wan/modules/t5.py names umT5's tensors, written out."""
+    for new, old in (
+        ("token_embedding.", "shared."),
+        ("norm.", "encoder.final_layer_norm."),
+        ("blocks.", "encoder.block."),
+        (".pos_embedding.embedding.", ".layer.0.SelfAttention.relative_attention_bias."),
+        (".attn.", ".layer.0.SelfAttention."),
+        (".norm1.", ".layer.0.layer_norm."),
+        (".norm2.", ".layer.1.layer_norm."),
+        (".ffn.gate.0.", ".layer.1.DenseReluDense.wi_0."),
+        (".ffn.fc1.", ".layer.1.DenseReluDense.wi_1."),
+        (".ffn.fc2.", ".layer.1.DenseReluDense.wo."),
+    ):
+        name = name.replace(old, new)
+    return name
+
+
+def native_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As wan/modules/clip.py names and shapes the tensors of a whole CLIP, its text tower a stub."""
+    out = {
+        "log_scale": torch.zeros(()),
+        "textual.token_embedding.weight": torch.ones(3, 2),
+        "visual.head": torch.ones(2, 2),
+    }
+    out["visual.cls_embedding"] = weights["embeddings.class_embedding"][None, None]
+    out["visual.pos_embedding"] = weights["embeddings.position_embedding.weight"][None]
+    out["visual.patch_embedding.weight"] = weights["embeddings.patch_embedding.weight"]
+    for leaf in ("weight", "bias"):
+        out[f"visual.pre_norm.{leaf}"] = weights[f"pre_layrnorm.{leaf}"]
+        out[f"visual.post_norm.{leaf}"] = weights[f"post_layernorm.{leaf}"]
+        for i in range(3):
+            ours, theirs = f"visual.transformer.{i}", f"encoder.layers.{i}"
+            for new, old in (("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("attn.proj", "self_attn.out_proj"),
+                             ("mlp.0", "mlp.fc1"), ("mlp.2", "mlp.fc2")):  # fmt: skip
+                out[f"{ours}.{new}.{leaf}"] = weights[f"{theirs}.{old}.{leaf}"]
+            parts = [weights[f"{theirs}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
+            out[f"{ours}.attn.to_qkv.{leaf}"] = torch.cat(parts)
+    return {name: value.contiguous() for name, value in out.items()}
 
 
 def read(kind: Any, place: Path) -> Any:

@@ -130,8 +130,9 @@ class Kind:
 
 
 NATIVE_WAN = (
-    "config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE.safetensors, "
-    "models_t5_umt5-xxl-enc-bf16.safetensors and google/umt5-xxl in one folder"
+    "config.json, diffusion_pytorch_model*.safetensors (of A14B in high_noise_model/ and low_noise_model/), "
+    "Wan2.1_VAE.safetensors (Wan2.2_VAE of TI2V 5B), models_t5_umt5-xxl-enc-bf16.safetensors, of Wan 2.1 from pictures "
+    "models_clip_open-clip-xlm-roberta-large-vit-huge-14.safetensors, and google/umt5-xxl in one folder"
 )
 DIFFUSERS = "to be {} of a folder in the diffusers layout, beside its config.json"
 OPENSORA = (
@@ -150,7 +151,7 @@ KINDS = (
     Kind(
         "Wan 2.2's autoencoder under its authors' names",
         ("encoder.downsamples.0.downsamples.0.residual.2.weight",),
-        "its model in the diffusers layout; of its authors' folders those of Wan 2.1 text to video are read",
+        NATIVE_WAN,
     ),
     Kind(
         "Wan's autoencoder under diffusers' names",
@@ -158,6 +159,7 @@ KINDS = (
         DIFFUSERS.format("vae/diffusion_pytorch_model.safetensors"),
     ),
     Kind("HunyuanVideo's autoencoder", ("encoder.conv_in.conv.weight", "encoder.conv_norm_out.weight"), OPENSORA),
+    Kind("CLIP under the names of Wan's authors", ("visual.transformer.0.attn.to_qkv.weight",), NATIVE_WAN),
     Kind("umT5 under the names of Wan's authors", ("blocks.0.pos_embedding.embedding.weight",), NATIVE_WAN),
     Kind(
         "a T5 text encoder",

@@ -10,13 +10,17 @@ tokenizer/               tokenizer.json, of public models
 scheduler/               scheduler_config.json
 transformer_2/           as transformer/, image_encoder/ as text_encoder/: only where the index names them
 
-The layout of Wan 2.1's authors, of their text-to-video models (github.com/Wan-Video/Wan2.1):
+The layout of Wan's authors (github.com/Wan-Video/Wan2.1 and Wan2.2); all but the transformer is published as .pth, a
+pickle: see `headers.conversion`.
 
 config.json              of the transformer
 diffusion_pytorch_model*.safetensors
-Wan2.1_VAE.safetensors                        published as .pth, a pickle: see `headers.conversion`
-models_t5_umt5-xxl-enc-bf16.safetensors       the same
+Wan2.1_VAE.safetensors                        Wan2.2_VAE of TI2V 5B
+models_t5_umt5-xxl-enc-bf16.safetensors
+models_clip_open-clip-xlm-roberta-large-vit-huge-14*.safetensors   of Wan 2.1 from pictures
 google/umt5-xxl/         tokenizer.json
+high_noise_model/, low_noise_model/           each with a config.json and weights, of Wan 2.2 A14B instead of one in
+                                              the folder itself
 
 Open-Sora 2.0 is published as a flat folder without an index, too; see OPENSORA_PARTS.
 """
@@ -27,6 +31,8 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +49,7 @@ WAN_NEGATIVE = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
     "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
+WAN_NEGATIVE_IMAGE = f"镜头晃动，{WAN_NEGATIVE}"
 WAN: dict[str, Any] = {
     "width": 832,
     "height": 480,
@@ -67,7 +74,7 @@ OPENSORA_DEFAULTS: dict[str, Any] = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "WanPipeline": WAN,
-    "WanImageToVideoPipeline": {**WAN, "steps": 40, "negative_prompt": f"镜头晃动，{WAN_NEGATIVE}"},
+    "WanImageToVideoPipeline": {**WAN, "steps": 40, "negative_prompt": WAN_NEGATIVE_IMAGE},
 }
 # What differs where the index holds a field: two experts, and a time for every token.
 EXPERTS = {"width": 1280, "height": 720, "steps": 40, "negative_prompt": WAN_NEGATIVE}
@@ -79,7 +86,8 @@ VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
         for family in FAMILIES
     },
 }
-BOTH_ENDS = {"width": 1280, "height": 720, "steps": 50}  # of Wan from a first to a last frame
+# Of Wan from a first to a last frame.
+BOTH_ENDS = {"width": 1280, "height": 720, "steps": 50, "negative_prompt": f"镜头切换，{WAN_NEGATIVE_IMAGE}"}
 # The classes of a public family's components: others are other models.
 WAN_CLASSES = {
     "transformer": "WanTransformer3DModel",
@@ -116,12 +124,49 @@ OPENSORA_TOKENIZERS = {
 OPTIONAL = {"transformer_2": "diffusion_pytorch_model", "image_encoder": "model"}  # and their stems
 STEMS = WEIGHT_STEMS | OPTIONAL
 NATIVE_CLASS = "WanModel"
-NATIVE_STEMS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "Wan2.1_VAE",
-    "text_encoder": "models_t5_umt5-xxl-enc-bf16",
-}
+NATIVE_EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
 NATIVE_TOKENIZER = "google/umt5-xxl"
+
+
+@dataclass(frozen=True)
+class Native:
+    """What a model of Wan's authors consists of, and what their code (wan/configs, generate.py) says and no file does.
+
+    Attributes:
+        pipeline: its class in the diffusers layout; `index`: what a model_index.json would say besides.
+        shift: of the times. pictures: that it cannot do without. told: it is told them through CLIP.
+        vae: stem of the autoencoder's file; `spatial`: pixels that a side of its cells has.
+    """
+
+    shift: float
+    pipeline: str = "WanPipeline"
+    pictures: int = 0
+    told: bool = False
+    vae: str = "Wan2.1_VAE"
+    spatial: int = Grid.spatial
+    index: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stems(self) -> dict[str, str]:
+        """Of the weights of each part."""
+        stems = {"transformer": STEMS["transformer"], "vae": self.vae, "text_encoder": "models_t5_umt5-xxl-enc-bf16"}
+        if "boundary_ratio" in self.index:
+            stems["transformer_2"] = STEMS["transformer_2"]
+        if self.told:
+            stems["image_encoder"] = "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+        return stems
+
+
+# By the model_type of config.json, and whether there are two experts. A14B's shifts also replace that of its diffusers
+# folders, see `CONVERTERS_SHIFT`.
+NATIVES = {
+    ("t2v", False): Native(5.0),
+    ("i2v", False): Native(3.0, "WanImageToVideoPipeline", 1, told=True),  # of 832x480; 5 above
+    ("flf2v", False): Native(16.0, "WanImageToVideoPipeline", 2, told=True),
+    ("t2v", True): Native(12.0, index={"boundary_ratio": 0.875}),
+    ("i2v", True): Native(5.0, "WanImageToVideoPipeline", 1, index={"boundary_ratio": 0.9}),
+    ("ti2v", False): Native(5.0, vae="Wan2.2_VAE", spatial=16, index={"expand_timesteps": True}),
+}
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "worldline-tiny"
 EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
@@ -163,12 +208,46 @@ def is_opensora(folder: Path) -> bool:
 
 def is_native(folder: Path) -> bool:
     """Whether a folder has the layout of Wan's authors."""
-    return not (folder / INDEX).is_file() and (folder / "config.json").is_file() and not is_opensora(folder)
+    if (folder / INDEX).is_file() or is_opensora(folder):
+        return False
+    return (folder / "config.json").is_file() or _has_experts(folder)
+
+
+def _has_experts(folder: Path) -> bool:
+    return any((folder / name / "config.json").is_file() for name in NATIVE_EXPERTS.values())
+
+
+def native(folder: Path) -> Native:
+    """What a folder of Wan's authors holds; raises UserError for one of another model."""
+    experts = _has_experts(folder)
+    place = folder / NATIVE_EXPERTS["transformer"] if experts else folder
+    values = read_json(place / "config.json")
+    name, kind = values.get("_class_name"), values.get("model_type", "t2v")
+    if name != NATIVE_CLASS:
+        above = f"; did you mean {folder.parent}?" if (folder.parent / INDEX).is_file() else ""
+        raise UserError(
+            f"--model {place} holds no {INDEX}, and its config.json is of {name or 'no class'}, not {NATIVE_CLASS}: "
+            f"a part of a model, or another{above}"
+        )
+    known = [kind for kind, two in NATIVES if two == experts]
+    if kind not in known:
+        raise UserError(
+            f"--model {place} is Wan's model_type={kind!r}; of its authors' folders "
+            f"{'with two experts ' if experts else ''}{', '.join(map(repr, known))} are read"
+        )
+    return NATIVES[kind, experts]
+
+
+def native_place(folder: Path, part: str) -> Path:
+    """Where in a folder of Wan's authors the files of a part lie."""
+    return folder / NATIVE_EXPERTS[part] if part in NATIVE_EXPERTS and _has_experts(folder) else folder
 
 
 def index_of(folder: Path) -> dict[str, Any]:
-    """What the index of a folder says; empty in the layouts that have none."""
-    return {} if is_native(folder) or is_opensora(folder) else read_json(folder / INDEX)
+    """What the index of a folder says, or would say in a layout that has none."""
+    if is_native(folder):
+        return dict(native(folder).index)
+    return {} if is_opensora(folder) else read_json(folder / INDEX)
 
 
 def components(folder: Path) -> dict[str, Path | None]:
@@ -177,7 +256,8 @@ def components(folder: Path) -> dict[str, Path | None]:
         configs = {part: folder / config for part, (_, config) in OPENSORA_PARTS.items()}
         return {part: config if config.is_file() else None for part, config in configs.items()}
     if is_native(folder):
-        return {**dict.fromkeys(CONFIG_NAMES), "transformer": folder / "config.json"}
+        parts = [*native(folder).stems, "scheduler"]
+        return {part: native_place(folder, part) / "config.json" if part in NATIVE_EXPERTS else None for part in parts}
     index = index_of(folder)
     named = [name for name in OPTIONAL if index.get(name) not in (None, [None, None])]
     return {part: folder / part / name for part, name in (CONFIG_NAMES | dict.fromkeys(named, "config.json")).items()}
@@ -200,7 +280,7 @@ def weight_files(folder: Path, component: str) -> list[Path]:
         stem = folder / OPENSORA_PARTS[component][0]
         return files_of(stem.parent, stem.name)
     if is_native(folder):
-        return files_of(folder, NATIVE_STEMS[component])
+        return files_of(native_place(folder, component), native(folder).stems[component])
     return files_of(folder / component, STEMS[component])
 
 
@@ -265,7 +345,7 @@ def family(folder: Path) -> str:
     """The class name of a checked folder's pipeline, or `OPENSORA`."""
     if is_opensora(folder):
         return OPENSORA
-    return "WanPipeline" if is_native(folder) else str(read_json(folder / INDEX)["_class_name"])
+    return native(folder).pipeline if is_native(folder) else str(read_json(folder / INDEX)["_class_name"])
 
 
 def check_index(folder: Path) -> None:
@@ -295,25 +375,18 @@ def _pickled(place: Path) -> str:
 
 
 def _check_native(folder: Path) -> None:
-    """Raises one UserError that names every missing file of a folder of Wan's authors."""
-    values = read_json(folder / "config.json")
-    name, kind = values.get("_class_name"), values.get("model_type", "t2v")
-    if name != NATIVE_CLASS:
-        above = f"; did you mean {folder.parent}?" if (folder.parent / INDEX).is_file() else ""
-        raise UserError(
-            f"--model {folder} holds no {INDEX}, and its config.json is of {name or 'no class'}, not {NATIVE_CLASS}: "
-            f"a part of a model, or another{above}"
-        )
-    if kind != "t2v":
-        raise UserError(
-            f"--model {folder} is Wan's model_type={kind!r}; of its authors' folders only 't2v' is read, "
-            "take the one in the diffusers layout"
-        )
-    missing = [f"{stem}.safetensors" for part, stem in NATIVE_STEMS.items() if not weight_files(folder, part)]
+    """Raises one UserError that names every missing file of a folder of Wan's authors, and the pickle in its place."""
+    if folder.name in NATIVE_EXPERTS.values() and _has_experts(folder.parent):
+        raise UserError(f"--model {folder} is one of two experts, a part of a model; did you mean {folder.parent}?")
+    missing: list[str] = []
+    pickles: list[Path] = []
+    for part, stem in native(folder).stems.items():
+        place = native_place(folder, part)
+        if not weight_files(folder, part):
+            missing.append(str((place / f"{stem}.safetensors").relative_to(folder)))
+            pickles += sorted(file for file in place.glob(f"{stem}*") if file.suffix in PICKLES)
     if not (folder / NATIVE_TOKENIZER / "tokenizer.json").is_file():
         missing.append(f"{NATIVE_TOKENIZER}/tokenizer.json")
-    pickles = [folder / f"{Path(name).stem}.pth" for name in missing]
-    pickles = [file for file in pickles if file.is_file()]
     if missing:
         told = f"; its .pth are pickles, which are never loaded: {conversion(*pickles)}" if pickles else ""
         raise UserError(f"--model {folder} lacks {', '.join(missing)}{told}")
@@ -356,8 +429,8 @@ def defaults(folder: Path) -> dict[str, Any]:
     if name == OPENSORA:
         return dict(OPENSORA_DEFAULTS)
     values = dict(FAMILIES.get(name, {}))
-    for field in ("boundary_ratio", "expand_timesteps"):
-        values |= VARIANTS.get((name, field), {}) if index.get(field) else {}
+    for variant in ("boundary_ratio", "expand_timesteps"):
+        values |= VARIANTS.get((name, variant), {}) if index.get(variant) else {}
     if traits(folder).pictures == 2:
         values |= BOTH_ENDS
     return {**values, **index.get("defaults", {})}
@@ -374,6 +447,8 @@ class Traits(NamedTuple):
 def traits(folder: Path) -> Traits:
     """From the configs of a checked folder."""
     vae, dit = (config(folder, part) for part in ("vae", "transformer"))
+    if is_native(folder):
+        vae = {"scale_factor_spatial": native(folder).spatial}
     if family(folder) == OPENSORA:
         side = dit.get("patch_size", 2)
         dit = {"patch_size": [1, side, side]}
@@ -386,6 +461,8 @@ def traits(folder: Path) -> Traits:
         raise UserError(f"--model {folder}: no cells of {sizes} frames and pixels can be; copy the model folder again")
     beside = not ours and dit.get("in_channels", 16) != dit.get("out_channels", 16)
     pictures = (2 if dit.get("pos_embed_seq_len") else 1) if beside else 0
+    if is_native(folder):
+        pictures = native(folder).pictures
     return Traits(Grid(temporal, spatial, tuple(patch)), bool(dit.get("actions")), pictures)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldline.checkpoints import layout, opensora, wan
+from worldline.checkpoints import clip, layout, opensora, wan
 from worldline.checkpoints.folder import Parts, config_of
 from worldline.checkpoints.headers import TensorEntry, read_header
 from worldline.checkpoints.keymap import fitting
@@ -67,8 +67,11 @@ class Outline:
             part: 4 * sum(entry.count for entry in found) if wide[part] else stored[part]
             for part, found in entries.items()
         }
+        if clip.PART in entries:  # of a whole CLIP the image tower alone
+            tower = clip.weights_of(folder).shapes.items()
+            loaded[clip.PART] = sum(4 * value.numel() for name, value in tower if not name.endswith(clip.UNUSED))
         half = None if own else _half(entries["transformer"])
-        return Outline(vae, dit, rows, stored, loaded, _image_rows(folder), half, foreign_text=not own)
+        return Outline(vae, dit, rows, stored, loaded, _image_rows(folder, dit), half, foreign_text=not own)
 
     @staticmethod
     def of_parts(parts: Parts) -> Outline:
@@ -122,12 +125,12 @@ def _of_family(folder: Path) -> tuple[VideoCodec, DiT | MMDiT, int]:
             return wan.vae_of(folder)[0].empty(), wan.piece_of(folder).empty(), wan.TEXT_ROWS + 1
 
 
-def _image_rows(folder: Path) -> int:
+def _image_rows(folder: Path, dit: DiT | MMDiT) -> int:
     """Rows of states of all pictures that a model is told; CLIP has one for a picture and one for each patch of it."""
-    if "image_encoder" not in layout.components(folder) or not layout.config(folder, "transformer").get("image_dim"):
+    if not isinstance(dit, DiT) or not dit.config.image_width:
         return 0
-    values = layout.config(folder, "image_encoder")
-    with fitting(folder / "image_encoder"):
+    values = clip.values_of(folder)
+    with fitting(folder / clip.PART):
         side = int(values.get("image_size", 224)) // int(values.get("patch_size", 32))
     return max(1, layout.traits(folder).pictures) * (side**2 + 1)
 

@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2 as configurations of our transformer: their config fields, and their tensors' names and layouts.
 
-Wan's diffusers folders are read and written, and the authors' own of Wan 2.1 read. Facts of the architecture: Wan team
+Wan's diffusers folders are read and written, and the authors' own read. Facts of the architecture: Wan team
 2025, "Wan: Open and Advanced Large-Scale Video Generative Models", and the published configs.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.checkpoints import keymap, layout, t5, wan_vae
+from worldline.checkpoints import clip, keymap, layout, t5, wan_vae
 from worldline.checkpoints.folder import Parts, SchedulerConfig
 from worldline.checkpoints.keymap import (
     Entry,
@@ -234,7 +234,6 @@ def _pairs_out(x: Tensor) -> Tensor:
 
 
 TEXT_ROWS = 512  # states and zeros that a prompt is padded to
-NATIVE_SHIFT = 5.0  # of the authors' text to video (Wan2.1 generate.py); their configs do not say it
 SHARD_BYTES = 2048 * MB
 TOKENIZER, PROCESSOR = "T5TokenizerFast", "CLIPImageProcessor"
 SCHEDULER = {  # as diffusers' folders of Wan have it
@@ -248,7 +247,7 @@ SCHEDULER = {  # as diffusers' folders of Wan have it
 
 
 def load(folder: Path) -> Parts:
-    """A checked folder of the Wan family, or of Wan 2.1's authors, weights in the type that they are stored in.
+    """A checked folder of the Wan family, or of its authors, weights in the type that they are stored in.
 
     Raises UserError for parts that are missing, foreign or do not fit: all misfits at once, before weights are read.
     """
@@ -259,8 +258,8 @@ def load(folder: Path) -> Parts:
     low = piece_of(folder, "transformer_2") if boundary else None
     vae, whitening = vae_of(folder)
     text = t5.piece_of(layout.weight_files(folder, "text_encoder"), layout.config(folder, "text_encoder"))
-    told = bool(layout.config(folder, "transformer").get("image_dim"))
-    pieces: list[Piece[Any] | None] = [dit, low, vae, text, _image_piece(folder) if told else None]
+    image = clip.piece_of(folder) if dit.empty().config.image_width else None
+    pieces: list[Piece[Any] | None] = [dit, low, vae, text, image]
     keymap.check(piece for piece in pieces if piece)
     if low is not None and low.empty().config != dit.empty().config:
         raise UserError(f"--model {folder}: its two experts differ in their config.json; copy the model folder again")
@@ -285,7 +284,7 @@ def load(folder: Path) -> Parts:
         layout.defaults(folder),
         low.load() if low else None,
         boundary,
-        HFImage(str(folder), subfolder="image_encoder") if told else None,
+        HFImage(str(folder), model=clip.load(image)) if image else None,
     )
 
 
@@ -294,14 +293,19 @@ def piece_of(folder: Path, part: str = "transformer") -> Piece[DiT]:
     files, values, place = layout.weight_files(folder, part), layout.config(folder, part), folder / part
     # Where every token has a time of its own, a picture stands clean among the noisy tokens, at time 0.
     known: Known | None = "clean" if layout.index_of(folder).get("expand_timesteps") else None
-    if not layout.is_native(folder):
+    native = layout.native(folder) if layout.is_native(folder) else None
+    if native is None:
         weights = Weights(files)
     else:
-        weights, place = Weights(files, keymap.renaming(NATIVE)), folder
-        values = config_of_native(values, {name: value.shape for name, value in weights.shapes.items()}, str(folder))
+        weights, place = Weights(files, keymap.renaming(NATIVE)), layout.native_place(folder, part)
+        values = config_of_native(values, {name: value.shape for name, value in weights.shapes.items()}, str(place))
     with fitting(place):
         config = config_of(values, str(place))
         config = replace(config, known=config.known or known)
+        reads = config.known == "clip", config.image_width > 0, config.image_positions > 0
+        if native and reads != (native.pictures > 0, native.told, native.pictures == 2):
+            kind = layout.config(folder, part).get("model_type")
+            raise UserError(f"--model {place}: config.json has model_type={kind!r}, and its tensors are of another")
         check_depth(config.depth, weights, place)
         return Piece(str(place), partial(DiT, config), weights, table(config), UNUSED)
 
@@ -311,30 +315,9 @@ def vae_of(folder: Path) -> tuple[Piece[CausalVAE], Whitening]:
     return wan_vae.piece_of(layout.weight_files(folder, "vae"), None if layout.is_native(folder) else folder / "vae")
 
 
-def _image_piece(folder: Path) -> Piece[Any]:
-    """CLIP's image tower of a folder, to be checked by its headers; `HFImage` reads it."""
-    import transformers
-
-    values, place = layout.config(folder, "image_encoder"), folder / "image_encoder"
-    if values.get("model_type") != "clip_vision_model":
-        raise UserError(f"--model {place}: its config.json is of a {values.get('model_type')}, not a clip_vision_model")
-    weights = Weights(layout.weight_files(folder, "image_encoder"), _bare)
-    with fitting(place):
-        config = transformers.CLIPVisionConfig.from_dict(values)
-        check_depth(config.num_hidden_layers, weights, place)
-        build = partial(transformers.CLIPVisionModel, config)
-        entries = [same(entry.ours, _bare(entry.ours)) for entry in keymap.own(build)]
-        return Piece(str(place), build, weights, entries, ("position_ids", "visual_projection.weight"))
-
-
-def _bare(name: str) -> str:
-    """A tensor's name without the prefix that it is published with and that transformers 5 has left out."""
-    return name.removeprefix("vision_model.")
-
-
 def _scheduler(folder: Path) -> SchedulerConfig:
     if layout.is_native(folder):
-        return SchedulerConfig(shift=NATIVE_SHIFT, spacing="authors")
+        return SchedulerConfig(shift=layout.native(folder).shift, spacing="authors")
     values, place = layout.config(folder, "scheduler"), folder / "scheduler"
     if values.get("prediction_type", "flow_prediction") != "flow_prediction":
         raise UserError(f"--model {place}: prediction_type={values['prediction_type']!r}; Wan predicts flow_prediction")
@@ -379,16 +362,17 @@ def save(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
 
 def _save_image(image: HFImage, folder: Path, dtype: torch.dtype | None) -> dict[str, list[str]]:
     """CLIP's image tower as it lies where it was read from, and its processor; returns what the index says of them."""
-    source = Path(image.path, image.part)
-    processor = Path(image.path, image.part.replace("image_encoder", "image_processor"))
-    kind = _copied(processor, folder / "image_processor", "preprocessor_config.json", "image_processor_type", PROCESSOR)
-    about = layout.read_json(source / "config.json")
-    if dtype is not None:
-        about = {**about, "dtype": str(dtype).removeprefix("torch.")}
-        about.pop("torch_dtype", None)  # its older name
-    tensors = Weights(layout.files_of(source, layout.STEMS["image_encoder"])).items()
-    write_component(folder, "image_encoder", about, tensors, dtype, SHARD_BYTES)
-    return {"image_encoder": ["transformers", type(image.model).__name__], "image_processor": kind}
+    source, place, about = Path(image.path), folder / "image_processor", "preprocessor_config.json"
+    if layout.is_native(source):
+        crop = {"height": image.side, "width": image.side}
+        values = {"image_processor_type": PROCESSOR, "size": {"shortest_edge": image.side}, "crop_size": crop}
+        write_json(place / about, values)
+        kind = ["transformers", PROCESSOR]
+    else:
+        kind = _copied(source / "image_processor", place, about, "image_processor_type", PROCESSOR)
+    tensors = clip.weights_of(source).items()
+    write_component(folder, clip.PART, clip.config_to(source, dtype), tensors, dtype, SHARD_BYTES)
+    return {clip.PART: ["transformers", type(image.model).__name__], "image_processor": kind}
 
 
 def _copied(source: Path, folder: Path, about: str, field: str, usual: str) -> list[str]:

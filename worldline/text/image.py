@@ -26,16 +26,22 @@ class HFImage:
         resize: how an image of another size becomes CLIP's square. "authors": stretched, bicubic without antialiasing
             (Wan-Video/Wan2.1, wan/modules/clip.py). "diffusers": the pipeline's image processor, which scales the short
             edge and cuts the middle out; the states then differ by a few per cent. At CLIP's own size both agree.
+        model: the encoder itself where it is loaded already; `path` then only leads to the image processor.
     """
 
     def __init__(
-        self, path: str, dtype: torch.dtype = torch.float32, subfolder: str = "", resize: Resize = "authors"
+        self,
+        path: str,
+        dtype: torch.dtype = torch.float32,
+        subfolder: str = "",
+        resize: Resize = "authors",
+        model: Any = None,
     ) -> None:
         if resize not in get_args(Resize):
             raise UserError(f"image encoder: resize={resize!r}; choose authors or diffusers")
         self.path, self.resize, self.part = path, resize, part_of(path, "image_encoder", subfolder)
         classes = {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel"}
-        self.model = load_pretrained("image encoder", path, self.part, classes, dtype)
+        self.model = model or load_pretrained("image encoder", path, self.part, classes, dtype)
         self.processor = _processor(path, self.part) if resize == "diffusers" else None
         config = getattr(self.model.config, "vision_config", self.model.config)
         self.width: int = config.hidden_size
