@@ -32,7 +32,6 @@ NATIVE: Sequence[
     (r"^transformer\.(\d+)\.attn\.", r"encoder.layers.\1.self_attn."),
     (r"^transformer\.(\d+)\.mlp\.0\.", r"encoder.layers.\1.mlp.fc1."),
     (r"^transformer\.(\d+)\.mlp\.2\.", r"encoder.layers.\1.mlp.fc2."),
-    (r"^head$", "visual_projection.weight"),
 )
 NATIVE_HEADS = 16  # of ViT-H/14, the one that is published; no shape tells
 
@@ -42,7 +41,7 @@ class NativeWeights(Weights):
 
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__(files, renaming(NATIVE))
-        for name in [name for name in self if name.startswith("textual.") or name == "log_scale"]:
+        for name in [name for name in self if name.startswith("textual.") or name in ("log_scale", "head")]:
             self._moved(name)
         for name in [name for name in self if ".to_qkv." in name]:
             self._moved(name, *(name.replace("to_qkv", f"{part}_proj") for part in "qkv"))
