@@ -63,8 +63,8 @@ def pipeline_of(folder: Path, **changed: Any) -> Pipeline:
 
 
 def latents(pipeline: Pipeline, frames: int, height: int, width: int, *images: np.ndarray, **asked: Any) -> Tensor:
-    """Ours, of 4 steps."""
-    settings = {"guidance_scale": 5.0, **asked}
+    """Ours, of 4 steps and the folder's shift."""
+    settings = {"guidance_scale": 5.0, "shift": pipeline.parts.scheduler.shift, **asked}
     request = pipeline.request(
         PROMPT, negative_prompt=NEGATIVE, frames=frames, height=height, width=width, steps=4, seed=3, **settings
     )
@@ -263,6 +263,30 @@ def test_the_boundary_itself_is_high_noise(family: Callable[[str], Path]) -> Non
     assert error(late, expected) > 10 * LIMIT
 
 
+def test_the_shift_of_two_experts_is_the_authors(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """In place of the one that diffusers' converter writes, and of no other; `shift` holds instead of either."""
+    for kind, shift in (("text, experts", 12.0), ("image, experts", 5.0)):
+        defaults = load_parts(family(kind)).defaults
+        assert (defaults["shift"], load_parts(family(kind)).scheduler.shift) == (shift, 3.0)
+    assert "shift" not in layout.defaults(family("text"))
+    folder = Path(shutil.copytree(family("text, experts"), tmp_path / "m"))
+    about = folder / "scheduler" / "scheduler_config.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "flow_shift": 8.0}))
+    assert "shift" not in layout.defaults(folder)
+    plain = pipeline_of(family("text, experts"))
+    moved = pipeline_of(family("text, experts"), scheduler=dataclasses.replace(plain.parts.scheduler, shift=12.0))
+    expected = latents(moved, 5, 32, 32)
+    assert torch.equal(latents(plain, 5, 32, 32, shift=12.0), expected)
+    size = {"frames": 5, "height": 32, "width": 32, "steps": 4, "guidance_scale": 5.0}
+    unsaid = Drawing.of(plain.request(PROMPT, negative_prompt=NEGATIVE, **size))
+    assert torch.equal(plain.sample([PROMPT], [3], unsaid)[0], expected)
+    assert not torch.equal(latents(plain, 5, 32, 32), expected)
+    assert plain.record(plain.request(PROMPT))["shift"] == 12.0
+    for wrong in (0.0, -1.0, float("nan"), 101.0):
+        with pytest.raises(UserError, match="--shift"):
+            plain.request(PROMPT, shift=wrong)
+
+
 # ---- what is known before the weights are read -----------------------------------------------------
 
 
@@ -326,7 +350,8 @@ def test_defaults_are_the_authors(
     assert ((request.width, request.height), request.frames, request.fps, request.steps) == (size, frames, fps, steps)
     assert (request.guidance_scale, request.guidance_scale_2) == scales
     assert "畸形的" in request.negative_prompt
-    assert request.negative_prompt.startswith("镜头晃动") == (kind in ("image", "both ends"))
+    first = {"image": "镜头晃动，色调", "both ends": "镜头切换，镜头晃动，色调"}.get(kind, "色调")
+    assert request.negative_prompt.startswith(first)
     assert request.padded.height % (32 if kind == "text and image" else 16) == 0
 
 

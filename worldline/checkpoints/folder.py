@@ -58,12 +58,13 @@ class SchedulerConfig:
         if self.spacing not in get_args(Spacing):
             raise UserError(f"spacing={self.spacing!r}: one of {', '.join(get_args(Spacing))}")
 
-    def times(self, steps: int, tokens: int, frames: int) -> tuple[Tensor, Tensor | None]:
+    def times(self, steps: int, tokens: int, frames: int, shift: float | None = None) -> tuple[Tensor, Tensor | None]:
         """Sigmas (steps + 1,) of a video of `tokens` tokens in `frames` latent frames, and the whole timesteps (steps,)
-        of 1000 that the model was taught instead of them, if it was."""
+        of 1000 that the model was taught instead of them, if it was. `shift` holds instead of the model's own."""
+        shift = self.shift_at(tokens, frames) if shift is None else shift
         if self.spacing == "even" or self.spacing == "opensora":
-            return schedule(steps, self.shift_at(tokens, frames)), None
-        return wan_schedule(steps, self.shift, self.spacing)
+            return schedule(steps, shift), None
+        return wan_schedule(steps, shift, self.spacing)
 
     def shift_at(self, tokens: int, frames: int = 1) -> float:
         """Shift of the timesteps of a video of `tokens` tokens in `frames` latent frames."""

@@ -76,11 +76,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "WanPipeline": WAN,
     "WanImageToVideoPipeline": {**WAN, "steps": 40, "negative_prompt": WAN_NEGATIVE_IMAGE},
 }
+CONVERTERS_SHIFT = (
+    3.0  # flow_shift that diffusers' converter writes for want of a better; the authors' stands in its place
+)
 # What differs where the index holds a field: two experts, and a time for every token.
 EXPERTS = {"width": 1280, "height": 720, "steps": 40, "negative_prompt": WAN_NEGATIVE}
 VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
-    ("WanPipeline", "boundary_ratio"): {**EXPERTS, "guidance_scale": 4.0, "guidance_scale_2": 3.0},
-    ("WanImageToVideoPipeline", "boundary_ratio"): {**EXPERTS, "guidance_scale": 3.5, "guidance_scale_2": 3.5},
+    ("WanPipeline", "boundary_ratio"): {**EXPERTS, "guidance_scale": 4.0, "guidance_scale_2": 3.0, "shift": 12.0},
+    ("WanImageToVideoPipeline", "boundary_ratio"): {
+        **EXPERTS,
+        "guidance_scale": 3.5,
+        "guidance_scale_2": 3.5,
+        "shift": 5.0,
+    },
     **{
         (family, "expand_timesteps"): {**WAN, "width": 1280, "height": 704, "frames": 121, "fps": 24}
         for family in FAMILIES
@@ -157,8 +165,7 @@ class Native:
         return stems
 
 
-# By the model_type of config.json, and whether there are two experts. A14B's shifts also replace that of its diffusers
-# folders, see `CONVERTERS_SHIFT`.
+# By the model_type of config.json, and whether there are two experts.
 NATIVES = {
     ("t2v", False): Native(5.0),
     ("i2v", False): Native(3.0, "WanImageToVideoPipeline", 1, told=True),  # of 832x480; 5 above
@@ -431,6 +438,9 @@ def defaults(folder: Path) -> dict[str, Any]:
     values = dict(FAMILIES.get(name, {}))
     for variant in ("boundary_ratio", "expand_timesteps"):
         values |= VARIANTS.get((name, variant), {}) if index.get(variant) else {}
+    told = config(folder, "scheduler").get("flow_shift") if "shift" in values else None
+    if told not in (None, CONVERTERS_SHIFT):
+        del values["shift"]  # somebody means it
     if traits(folder).pictures == 2:
         values |= BOTH_ENDS
     return {**values, **index.get("defaults", {})}

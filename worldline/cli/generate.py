@@ -48,6 +48,8 @@ def add_settings(parser: Parser) -> None:
     add("--guidance-interval", default=None, metavar="LOW,HIGH", help="times that guidance acts at, within 0,1")
     words = "no guidance in every other step after the tenth; as the model was published unless given"
     add("--guidance-oscillation", action=argparse.BooleanOptionalAction, default=None, help=words)
+    words = "moves the times towards noise, 1 not at all; as the model was published unless given"
+    add("--shift", type=number("--shift", example="5"), default=None, help=words)
     add("--sampler", default=None, help="euler, heun, dpmpp_2m or unipc")
     add("--negative-prompt", default=None, help="what the video shall not show; the model's own words unless given")
     words = 'ends what the model reads, as it was taught; {fps} stands for the rate; "" adds nothing'
@@ -76,7 +78,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     from worldline.generate.request import how_of, read_interval
 
     scales = ("guidance_scale", "guidance_scale_2", "guidance_scale_image", "guidance_rescale", "guidance_oscillation")
-    names = ("seed", "steps", "sampler", *scales, "negative_prompt", "prompt_suffix", "long")
+    names = ("seed", "steps", "sampler", "shift", *scales, "negative_prompt", "prompt_suffix", "long")
     settings = {name: getattr(args, name) for name in names}
     how_of(args.long, 1, {})  # an unknown plan is told at once
     interval = None if args.guidance_interval is None else read_interval(args.guidance_interval)

@@ -75,6 +75,7 @@ class Drawing:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_oscillation: bool = False
+    shift: float | None = None
     prompt_suffix: str = ""
     sampler: str = "euler"
     strength: float = 1.0
@@ -156,6 +157,7 @@ class Pipeline:
         guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_oscillation: bool | None = None,
+        shift: float | None = None,
         sampler: str | None = None,
         negative_prompt: str | None = None,
         prompt_suffix: str | None = None,
@@ -169,7 +171,7 @@ class Pipeline:
 
         `image`: uint8 (H, W, 3), kept as the first frame. `long`: see `paint`. `frames=1` makes a picture.
         `guidance_scale_2`: of the low-noise expert, for a model that has one; `guidance_scale_image`: of what is known,
-        for a model that is guided by it. `guidance_oscillation`, `prompt_suffix`: see `Request`.
+        for a model that is guided by it. `guidance_oscillation`, `shift`, `prompt_suffix`: see `Request`.
         `progress(done, total)` is called after every step. Raises UserError for any value that cannot be.
         """
         given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler, "fps": fps}
@@ -177,6 +179,7 @@ class Pipeline:
         given |= {"guidance_scale_image": guidance_scale_image, "guidance_rescale": guidance_rescale}
         given |= {"guidance_oscillation": guidance_oscillation, "prompt_suffix": prompt_suffix}
         given |= {"guidance_interval": guidance_interval, "negative_prompt": negative_prompt, "seed": seed}
+        given |= {"shift": shift}
         check_prompt(prompt)
         request = self.request(prompt, seconds=seconds, frames=frames, num_videos=num_videos, **given)
         return self.run(request, image, progress, long)
@@ -470,7 +473,8 @@ class Pipeline:
             others = drawing.copies(known=bool(condition.mask.any())) - 1
             text = self.text.encode(words + [drawing.negative_prompt] * len(prompts) * others)
         frames, rows, columns = grid(size, config.patch)
-        sigmas, timesteps = self.parts.scheduler.times(drawing.steps, frames * rows * columns, frames)
+        tokens = frames * rows * columns
+        sigmas, timesteps = self.parts.scheduler.times(drawing.steps, tokens, frames, drawing.shift)
         begin = min(drawing.steps - 1, round((1 - drawing.strength) * drawing.steps))
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         packed = pack(noise, config.patch, None if times is None else [times] * len(seeds))

@@ -19,6 +19,7 @@ MIN_SIDE = 16  # pixels: one token's patch; a smaller picture would be padding o
 MAX_PROMPT = 4000  # characters
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
 MAX_STEPS = 1000
+MIN_SHIFT = 0.01  # of the times; at 1 they are even
 MAX_VIDEOS = 1000
 MAX_TOKENS = 2**17  # of one video: 1024x1024 for 7.9 s at 16 fps; attention beyond it is out of reach here
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
@@ -34,7 +35,8 @@ class Request:
     the times of `guidance_interval` (1 is pure noise, 0 the finished video); see diffusion.guidance for `rescale`.
     `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert; `guidance_scale_image` that
     of what is known of the video, None for a model that is not guided by it; `guidance_oscillation` turns both off in
-    every other late step. `prompt_suffix` ends what the model reads, see `suffixed`. `grid` is the model's.
+    every other late step. `shift` moves the times towards noise, None as far as the model's scheduler says.
+    `prompt_suffix` ends what the model reads, see `suffixed`. `grid` is the model's.
     """
 
     prompt: str
@@ -50,6 +52,7 @@ class Request:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_oscillation: bool = False
+    shift: float | None = None
     prompt_suffix: str = ""
     sampler: str = "euler"
     seed: int = 0
@@ -69,6 +72,8 @@ class Request:
         if self.guidance_scale_image is not None:
             check_range("--guidance-scale-image", self.guidance_scale_image, 0, 100)
         check_range("--guidance-rescale", self.guidance_rescale, 0, 1)
+        if self.shift is not None:
+            check_range("--shift", self.shift, MIN_SHIFT, 100)
         for end in self.guidance_interval:
             check_range("--guidance-interval", end, 0, 1)
         if self.guidance_interval[0] > self.guidance_interval[1]:
@@ -183,7 +188,7 @@ def free_memory() -> float:
 def known_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a model folder that a Request has; raises UserError for a frame rate that none can be."""
     scales = ("guidance_scale", "guidance_scale_2", "guidance_scale_image", "guidance_rescale", "guidance_oscillation")
-    names = ("width", "height", "frames", "steps", "sampler", *scales, "negative_prompt", "prompt_suffix")
+    names = ("width", "height", "frames", "steps", "sampler", "shift", *scales, "negative_prompt", "prompt_suffix")
     values = {name: defaults[name] for name in names if name in defaults}
     if "guidance_interval" in defaults:
         values["guidance_interval"] = tuple(defaults["guidance_interval"])  # JSON gives lists
