@@ -47,7 +47,8 @@ def native(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tensors(parts: Parts) -> dict[str, Tensor]:
     """All that a model computes with."""
-    modules = {"vae": parts.vae, "dit": parts.dit, "text": parts.text.model, "low": parts.low}
+    modules = {"vae": parts.vae, "dit": parts.dit, "text": parts.text.model}
+    modules["low"] = parts.experts and parts.experts[1].load()
     modules["image"] = parts.image and parts.image.model
     found = {f"{part}.{name}": value for part, held in modules.items() if held
              for name, value in held.state_dict().items()}  # fmt: skip

@@ -21,6 +21,7 @@ from worldline.checkpoints.folder import load_parts, save_pretrained
 from worldline.checkpoints.outline import Outline
 from worldline.cli import main
 from worldline.dit.conditions import Conditions
+from worldline.dit.model import DiT
 from worldline.errors import UserError
 from worldline.generate import edit
 from worldline.generate import pipeline as pipeline_module
@@ -30,6 +31,7 @@ from worldline.generate.pipeline import Deferred, Drawing, Pipeline
 from worldline.generate.request import Request
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image
+from worldline.nn.hollow import is_hollow
 from worldline.shapes import Grid
 
 for needed in ("diffusers", "transformers", "ftfy", "tokenizers"):
@@ -285,6 +287,34 @@ def test_the_shift_of_two_experts_is_the_authors(family: Callable[[str], Path], 
     for wrong in (0.0, -1.0, float("nan"), 101.0):
         with pytest.raises(UserError, match="--shift"):
             plain.request(PROMPT, shift=wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_expert_is_in_memory_at_a_time(
+    dtype: torch.dtype, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the latents are those of two that both are, once and again."""
+    folder = family("text, experts")
+    read = load_parts(folder)
+    assert read.experts is not None
+    both = dataclasses.replace(read, low=read.experts[1].load(), experts=None)
+    expected = latents(Pipeline(both, dtype=dtype), 5, 32, 32)
+    pipeline = Pipeline(load_parts(folder), dtype=dtype, source=folder)
+    assert pipeline.low is not None
+    awake = []
+
+    def forward(*given: Any, **named: Any) -> Any:
+        awake.append([not is_hollow(dit) for dit in (pipeline.dit, pipeline.low)])
+        return own(*given, **named)
+
+    own = DiT.forward
+    monkeypatch.setattr(DiT, "forward", lambda self, *given, **named: forward(self, *given, **named))
+    for _ in range(2):
+        assert torch.equal(latents(pipeline, 5, 32, 32), expected)
+    assert awake == 2 * ([[True, False]] * 2 + [[False, True]] * 2)
+    assert {value.dtype for value in pipeline.low.parameters()} == {dtype}
+    written = load_parts(save_pretrained(pipeline.parts, tmp_path / "out"))
+    assert torch.equal(latents(Pipeline(written, dtype=dtype), 5, 32, 32), expected)
 
 
 # ---- what is known before the weights are read -----------------------------------------------------

@@ -78,6 +78,7 @@ class Parts:
     """Everything a pipeline is made of. `defaults`: width, height, frames, fps, steps, guidance_scale of `generate`.
 
     Where there are two experts, `dit` denoises at the times from `boundary` on (1 is pure noise) and `low` below it.
+    With `experts`, where the two are read from, one of them has weights at a time, at first `dit`; the other is hollow.
     `image` encodes the pictures that a model is told beside the prompt.
     """
 
@@ -90,6 +91,7 @@ class Parts:
     low: DiT | None = None
     boundary: float = 0.0
     image: HFImage | None = None
+    experts: tuple[Piece[DiT], Piece[DiT]] | None = None
 
 
 def load_parts(path: str | Path | None = None) -> Parts:

@@ -156,17 +156,21 @@ class Piece(Generic[Module]):
         """
         check([self])
         module = self.empty()
-        module.load_state_dict({entry.ours: self._read(entry, dtype) for entry in self.table}, assign=True)
-        return module.eval().requires_grad_(False)
+        self.fill(module, dtype)
+        return module
 
-    def _read(self, entry: Entry, dtype: torch.dtype | None) -> Tensor:
-        value = entry.pack([self.weights[name] for name in entry.theirs])
-        return value if dtype is None else value.to(dtype)
+    def fill(self, module: Module, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+        """Reads the weights into a module without any, as `load` does."""
+        weights = {entry.ours: self._read(entry, dtype, device) for entry in self.table}
+        module.load_state_dict(weights, assign=True)
+
+    def _read(self, entry: Entry, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+        return entry.pack([self.weights[name] for name in entry.theirs]).to(device, dtype)
 
     def empty(self) -> Module:
-        """The module on the meta device: its config and shapes, and no weights."""
+        """The module on the meta device: its config and shapes, and no weights; frozen and in eval mode."""
         with bare():
-            return self.build()
+            return self.build().eval().requires_grad_(False)
 
 
 def check(pieces: Iterable[Piece[Any]]) -> None:

@@ -25,7 +25,8 @@ from worldline.text import HFImage, HFText, TextEncoder, WithPooled
 from worldline.vae.codec import VideoCodec
 from worldline.vae.model import VAEConfig, VideoVAE
 
-COMPUTED = ("vae", "transformer", "transformer_2")  # parts that run on the device, in its type
+COMPUTED = ("vae", "transformer")  # parts that run on the device, in its type
+SECOND = "transformer_2"  # so does a second expert, in the place of the first
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Outline:
         vae, dit: on the meta device; where there are two experts, both are as `dit`.
         text_rows, image_rows: rows of states that a prompt has at most, and that a model is told of pictures.
         stored: bytes of each component's files.
-        loaded: bytes of each component's parameters once they are read.
+        loaded: bytes of each component's parameters once they are read, see `together`.
         half: the half-precision type that its transformer is stored in and computed with, if that is one.
         foreign_text: whether its text encoder comes through transformers.
     """
@@ -83,6 +84,11 @@ class Outline:
         loaded = {name: _bytes(part) for name, part in modules.items() if isinstance(part, nn.Module)}
         images = 0 if parts.image is None else _patches(parts.image) * (2 if dit.config.image_positions else 1)
         return Outline(vae, dit, _rows_of(parts.text), dict(loaded), loaded, images)
+
+    @property
+    def together(self) -> dict[str, int]:
+        """Of `loaded` what is in memory at once: of two experts one."""
+        return {part: size for part, size in self.loaded.items() if part != SECOND}
 
     def parameters(self, part: str) -> int:
         """Of one of `COMPUTED`."""

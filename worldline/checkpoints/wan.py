@@ -34,6 +34,7 @@ from worldline.checkpoints.weights import MB, Weights, write_component, write_js
 from worldline.dit.config import DiTConfig, Known
 from worldline.dit.model import DiT
 from worldline.errors import UserError
+from worldline.nn.hollow import is_hollow
 from worldline.text import HFImage, HFText
 from worldline.vae.causal import CausalVAE
 from worldline.vae.latents import Whitening
@@ -282,9 +283,10 @@ def load(folder: Path) -> Parts:
         whitening,
         scheduler,
         layout.defaults(folder),
-        low.load() if low else None,
+        low.empty() if low else None,
         boundary,
         HFImage(str(folder), model=clip.load(image)) if image else None,
+        (dit, low) if low else None,
     )
 
 
@@ -344,10 +346,13 @@ def save(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
         index |= {"image_encoder": [None, None], "image_processor": [None, None]}
     if image is not None:
         index |= _save_image(image, folder, dtype)
-    for part, dit in (("transformer", first), ("transformer_2", parts.low)):
+    for number, (part, dit) in enumerate((("transformer", first), ("transformer_2", parts.low))):
         if dit is None:
             index[part] = [None, None]
             continue
+        if is_hollow(dit):
+            assert parts.experts is not None
+            dit = parts.experts[number].load()
         tensors = to_theirs(table(dit.config), dit.state_dict())
         write_component(folder, part, {"_class_name": CLASS, **config_to(dit.config)}, tensors, dtype, SHARD_BYTES)
     about = wan_vae.config_to_diffusers(vae.config, parts.whitening)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import LayoutName, Parts, convert, load_parts, model_hash, save_pretrained
+from worldline.checkpoints.keymap import Piece
 from worldline.checkpoints.outline import Outline
 from worldline.diffusion.guidance import cfg, cfg_text_image, image_ramp, oscillating, scale_at
 from worldline.diffusion.path import RectifiedFlow, add_noise
@@ -48,6 +49,7 @@ from worldline.generate.request import (
 from worldline.generate.result import Result
 from worldline.media.provenance import provenance
 from worldline.media.write import write_bytes
+from worldline.nn.hollow import is_hollow
 from worldline.nn.memory import keep_freed_memory
 from worldline.shapes import Grid, VideoShape
 from worldline.text import CachedText, TextStates
@@ -118,8 +120,11 @@ class Pipeline:
         # Copies unless `source`: the parts may belong to a training run, which needs them as they are.
         own = parts if source else _copied(parts)
         self.vae = own.vae.to(self.device, self.dtype)
-        self.dit = own.dit.to(self.device, self.dtype)
-        self.low = None if own.low is None else own.low.to(self.device, self.dtype)
+        self.dit, self.low = own.dit, own.low
+        for dit in (self.dit, self.low):
+            if dit is not None and not is_hollow(dit):
+                dit.to(self.device, self.dtype)
+        self._experts: dict[Any, Piece[Any]] = dict(zip((self.dit, self.low), parts.experts or (), strict=False))
         self.text = CachedText(parts.text)
         self.grid = Grid(self.vae.config.temporal, self.vae.config.spatial, self.dit.config.patch)
         self.defaults = Request("", **known_defaults(parts.defaults), grid=self.grid)
@@ -574,10 +579,21 @@ class Pipeline:
 
     def _expert(self, t: Tensor, drawing: Drawing) -> tuple[DiT | MMDiT, float]:
         """The transformer of a time, and the scale of its guidance: the first one's from `boundary` on."""
-        # Compared as they are stored: 900 of 1000 in float32 lies below the number 0.9.
-        if self.low is None or bool(t >= t.new_tensor(self.parts.boundary)):
+        if self.low is None:
             return self.dit, drawing.guidance_scale
-        return self.low, drawing.guidance_scale if drawing.guidance_scale_2 is None else drawing.guidance_scale_2
+        # Compared as they are stored: 900 of 1000 in float32 lies below the number 0.9.
+        if bool(t >= t.new_tensor(self.parts.boundary)):
+            return self._awake(self.dit, self.low), drawing.guidance_scale
+        scale = drawing.guidance_scale if drawing.guidance_scale_2 is None else drawing.guidance_scale_2
+        return self._awake(self.low, self.dit), scale
+
+    def _awake(self, dit: DiT | MMDiT, other: DiT | MMDiT) -> DiT | MMDiT:
+        """An expert with its weights; where it has none they are read, once the other's are given up."""
+        if is_hollow(dit):
+            with self._timed("load"):
+                other.to("meta")
+                self._experts[dit].fill(dit, self.dtype, self.device)
+        return dit
 
     @torch.inference_mode()
     def condition(self, canvas: Canvas) -> Conditions:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.checkpoints.outline import COMPUTED, Outline
+from worldline.checkpoints.outline import COMPUTED, SECOND, Outline
 from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT
 from worldline.dit.told import Told
@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         asked, drawn: shape of the video and the one that is painted before it is trimmed to that.
         tokens: of one sample in one pass; `samples` of them run together.
-        passes: of the sampler; `how` they divide a long video.
+        passes: of the sampler; `how` they divide a long video. experts: of which one is in memory at a time.
         flops: floating-point operations of the transformer, over all passes, steps and videos.
         cut: how the autoencoder takes the video.
         stages: peak bytes of each stage on the device; those in `host` are of the machine's own memory.
@@ -64,6 +64,7 @@ class Plan:
     samples: int
     passes: int
     how: str
+    experts: int
     flops: int
     device: str
     dtype: str
@@ -111,6 +112,7 @@ class Plan:
         lines.append(f"{'tokens':9}{self.tokens} {once}, {self.text_rows} rows of text at most, {self.samples} at once")
         lines.append(f"{'work':9}{self.flops / 1e12:.3g} TFLOP of the transformer")
         lines.append(f"{'device':9}{self.device}, {self.dtype}; autoencoder: {self.cut}")
+        lines += [f"{'':9}two experts, one of them in memory at a time"] if self.experts == 2 else []
         for name, size in self.stages.items():
             where = " of the machine" if self.device != "cpu" and name in self.host else ""
             lines.append(f"{name:9}{size / 1e9:8.2f} GB{where}")
@@ -203,6 +205,7 @@ def plan(model: Outline, request: Request, where: Setting) -> Plan:
         samples=videos * copies,
         passes=len(steps),
         how=how,
+        experts=1 + (SECOND in model.loaded),
         flops=evaluations * sum(model.dit.flops(count, model.text_rows) for count in counts),
         device=where.device.type,
         dtype=str(where.dtype).removeprefix("torch."),
@@ -311,13 +314,13 @@ def weights(model: Outline, where: Setting) -> float:
 
 def _encoders(model: Outline) -> float:
     """Bytes of what stays with the machine on any device: encoders of text and pictures, and their package."""
-    sizes = (size for part, size in model.loaded.items() if part not in COMPUTED)
+    sizes = (size for part, size in model.together.items() if part not in COMPUTED)
     return sum(sizes) + (TRANSFORMERS if model.foreign_text else 0)
 
 
 def loading(model: Outline, where: Setting) -> dict[str, float]:
     """Peak bytes while the model is read, and while prompts are: of the machine's own memory."""
-    base, read = where.held + WORKSPACE, sum(model.loaded.values())
+    base, read = where.held + WORKSPACE, sum(model.together.values())
     host = weights(model, where) if where.device.type == "cpu" else _encoders(model)
     largest = max(model.stored.values())  # the files that are being read lie beside what is made of them
     return {"load": base + max(read + largest, host), "text": base + host}

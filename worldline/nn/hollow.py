@@ -116,6 +116,11 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return type(value)(_mapped(change, each) for each in value) if isinstance(value, list | tuple) else value
 
 
+def is_hollow(module: torch.nn.Module) -> bool:
+    """Whether a module has shapes and no numbers, as after `module.to("meta")`."""
+    return next(module.parameters()).is_meta
+
+
 class _Undrawn(TorchDispatchMode):
     """Weights are not initialised: on the meta device torch loads its compiler for that, which takes two seconds."""
 
