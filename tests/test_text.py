@@ -186,8 +186,9 @@ class Counting(ByteEncoder):
 
 
 def test_cache_asks_once_and_forgets_the_oldest() -> None:
+    """By what they weigh: 64 bytes a row, one more row a prompt, 17 of where it ends and whether it is cut."""
     inner = Counting(16)
-    cached = CachedText(inner, size=3)
+    cached = CachedText(inner, size=(2 + 4 + 2) * 64 + 3 * 17)
     first = cached.encode(["a", "bb", "a"])
     assert inner.asked == 2
     plain = ByteEncoder(16).encode(["a", "bb", "a"])
@@ -200,6 +201,9 @@ def test_cache_asks_once_and_forgets_the_oldest() -> None:
     assert inner.asked == 4
     cached.encode(["bb"])
     assert inner.asked == 5
+    cached.encode(["a" * 50])  # more than it may hold, and yet answered; nothing of it stays
+    assert inner.asked == 6
+    assert cached._held == 0 == len(cached._seen)
 
 
 @needs_minilm

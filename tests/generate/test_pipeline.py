@@ -157,6 +157,12 @@ def test_answers_are_what_generate_makes(pipeline: Pipeline) -> None:
         assert int(np.abs(difference).max()) <= 1
 
 
+def test_answers_are_planned(micro_parts: Parts) -> None:
+    with pytest.raises(UserError, match="needs about"):
+        Pipeline(micro_parts, max_memory=1e6).answer(["a ball"], [4])
+    assert Pipeline(micro_parts).answer([], []) == []
+
+
 def test_reconstruction_keeps_any_size(pipeline: Pipeline) -> None:
     clip = np.random.default_rng(1).integers(0, 256, (6, 20, 33, 3)).astype(np.uint8)
     again = pipeline.reconstruct(clip)

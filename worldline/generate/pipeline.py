@@ -36,6 +36,7 @@ from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
 from worldline.generate.plan import MAX_PACKED, Setting, fitting_cut, setting, standard_cut
 from worldline.generate.request import (
+    MAX_VIDEOS,
     Request,
     check_pictures,
     check_prompt,
@@ -273,8 +274,9 @@ class Pipeline:
 
     def answer(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[np.ndarray]:
         """One video uint8 (T, H, W, 3) per (prompt, seed) with the model's defaults but for what is `given`, as for
-        `request`: what an evaluation asks for."""
-        asked = self.request("", **given)
+        `request`: what an evaluation asks for. Raises UserError where they do not fit into memory."""
+        asked = self.request("", num_videos=min(max(1, len(prompts)), MAX_VIDEOS), **given)
+        self.prepare(asked, "whole")
         videos = self.draw(prompts, seeds, Drawing.of(asked))
         return [video[: asked.frames, : asked.height, : asked.width] for video in videos]
 

@@ -28,6 +28,11 @@ class TextStates(NamedTuple):
     padding: Tensor | None = None
     pooled: Tensor | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(value.nbytes for value in self if value is not None)
+
     def each(self) -> list[TextStates]:
         """The B prompts apart; none keeps the states of the others in memory."""
         pieces = self.states.tensor_split(self.cu_seqlens[1:-1].cpu())
@@ -106,12 +111,14 @@ class WithPooled:
 
 
 class CachedText:
-    """Another encoder that remembers its last `size` prompts; for frozen encoders, since no gradient passes."""
+    """Another encoder that remembers its last prompts, `size` bytes of them at most; for frozen encoders, since no
+    gradient passes."""
 
-    def __init__(self, encoder: TextEncoder, size: int = 4096) -> None:
+    def __init__(self, encoder: TextEncoder, size: int = 2**28) -> None:
         self.encoder, self.size = encoder, size
         self.width = encoder.width
         self._seen: OrderedDict[str, TextStates] = OrderedDict()
+        self._held = 0  # bytes
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
@@ -123,6 +130,7 @@ class CachedText:
         for prompt in prompts:
             self._seen[prompt] = found[prompt]
             self._seen.move_to_end(prompt)
-        while len(self._seen) > self.size:
-            self._seen.popitem(last=False)
+        self._held += sum(found[prompt].nbytes for prompt in new)
+        while self._held > self.size:
+            self._held -= self._seen.popitem(last=False)[1].nbytes
         return joined([found[prompt] for prompt in prompts])
