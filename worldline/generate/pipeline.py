@@ -51,7 +51,7 @@ from worldline.generate.result import Result
 from worldline.media.provenance import provenance
 from worldline.media.write import write_bytes
 from worldline.nn.hollow import is_hollow
-from worldline.nn.memory import keep_freed_memory
+from worldline.nn.memory import keep_freed_memory, return_freed_memory
 from worldline.shapes import Grid, VideoShape
 from worldline.text import CachedText, TextStates
 from worldline.vae.codec import Cut
@@ -594,6 +594,7 @@ class Pipeline:
         if is_hollow(dit):
             with self._timed("load"):
                 other.to("meta")
+                return_freed_memory()
                 self._experts[dit].fill(dit, self.dtype, self.device)
         return dit
 

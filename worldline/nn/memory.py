@@ -25,3 +25,10 @@ def keep_freed_memory() -> bool:
         return False
     largest = 32 * 1024 * 1024  # glibc refuses a higher threshold
     return bool(mallopt(_MMAP_THRESHOLD, largest)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Give the kernel what freed tensors have left, also between living ones: for weights that are gone for long."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
