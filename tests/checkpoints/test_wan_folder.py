@@ -312,7 +312,7 @@ def test_one_expert_is_in_memory_at_a_time(
     for _ in range(2):
         assert torch.equal(latents(pipeline, 5, 32, 32), expected)
     assert awake == 2 * ([[True, False]] * 2 + [[False, True]] * 2)
-    assert {value.dtype for value in pipeline.low.parameters()} == {dtype}
+    assert {(value.dtype, value.is_inference()) for value in pipeline.low.parameters()} == {(dtype, False)}
     written = load_parts(save_pretrained(pipeline.parts, tmp_path / "out"))
     assert torch.equal(latents(Pipeline(written, dtype=dtype), 5, 32, 32), expected)
 

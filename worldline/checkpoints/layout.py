@@ -76,9 +76,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "WanPipeline": WAN,
     "WanImageToVideoPipeline": {**WAN, "steps": 40, "negative_prompt": WAN_NEGATIVE_IMAGE},
 }
-CONVERTERS_SHIFT = (
-    3.0  # flow_shift that diffusers' converter writes for want of a better; the authors' stands in its place
-)
+# flow_shift that diffusers' converter writes for want of a better: the authors' `shift` below stands in its place.
+CONVERTERS_SHIFT = 3.0
 # What differs where the index holds a field: two experts, and a time for every token.
 EXPERTS = {"width": 1280, "height": 720, "steps": 40, "negative_prompt": WAN_NEGATIVE}
 VARIANTS: dict[tuple[str, str], dict[str, Any]] = {

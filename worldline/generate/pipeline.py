@@ -592,7 +592,7 @@ class Pipeline:
     def _awake(self, dit: DiT | MMDiT, other: DiT | MMDiT) -> DiT | MMDiT:
         """An expert with its weights; where it has none they are read, once the other's are given up."""
         if is_hollow(dit):
-            with self._timed("load"):
+            with self._timed("load"), torch.inference_mode(False):  # weights are as any that are read
                 other.to("meta")
                 return_freed_memory()
                 self._experts[dit].fill(dit, self.dtype, self.device)
