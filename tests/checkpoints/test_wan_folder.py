@@ -348,6 +348,9 @@ def test_a_plan_is_of_the_loaded_model(kind: str, family: Callable[[str], Path],
     made = planning.plan(outline, request, where)
     assert (made.tokens, made.samples) == (request.tokens.count, 2)
     assert made.drawn == request.padded
+    alone = dataclasses.replace(outline, loaded={k: v for k, v in outline.loaded.items() if k != "transformer_2"})
+    assert made.experts == 1 + ("experts" in kind)
+    assert made.stages == planning.plan(alone, request, where).stages  # of two experts one is in memory
     cut = planning.standard_cut(*dataclasses.astuple(grid.latent(request.padded))[1:])
     rest = planning.weights(outline, where) + max(outline.stored.values()) + planning.WORKSPACE
     assert made.peak < rest + planning._loosely(outline, request, where, cut)

@@ -200,6 +200,7 @@ def test_an_edit_is_refused_before_its_model_is_loaded(micro_parts: Any, tmp_pat
 FIELDS = {
     "model", "asked", "drawn", "tokens", "text_rows", "samples", "passes", "how", "flops", "device", "dtype", "cut",
     "stages", "host", "limit", "approximate", "peak", "fits", "trimmed",
+    "experts",
 }  # fmt: skip
 
 
