@@ -18,9 +18,8 @@ from worldline.errors import UserError
 
 PART = "image_encoder"
 UNUSED = ("position_ids", "visual_projection.weight")
-NATIVE: Sequence[
-    tuple[str, str]
-] = (  # patterns of the authors' names (wan/modules/clip.py), and transformers' for them
+# Patterns of the authors' names (wan/modules/clip.py), and transformers' for them.
+NATIVE: Sequence[tuple[str, str]] = (
     (r"^visual\.", ""),
     (r"^(patch|pos|cls)_embedding", r"embeddings.\1_embedding"),
     (r"\.cls_embedding$", ".class_embedding"),
