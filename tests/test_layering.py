@@ -20,7 +20,8 @@ LAYERS = [  # units of one entry never import each other
     ["checkpoints", "caption"],
     ["train", "generate", "eval"],
     ["recipes"],  # import anything; only the command line looks one up by name
-    ["serve", "cli", "__main__", "__init__"],
+    ["serve"],
+    ["cli", "__main__", "__init__"],
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 

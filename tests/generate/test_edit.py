@@ -18,9 +18,10 @@ from worldline.dit.model import DiT
 from worldline.dit.patchify import patchify
 from worldline.errors import UserError
 from worldline.generate import edit
+from worldline.generate.board import Board, Card, read_board
 from worldline.generate.canvas import timeline
 from worldline.generate.pipeline import Drawing, Pipeline
-from worldline.generate.storyboard import Board, Card, read_board, storyboard
+from worldline.generate.storyboard import storyboard
 from worldline.media.provenance import read_provenance
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image, write_video

@@ -16,6 +16,7 @@ from worldline.cli.generate import add_generate
 from worldline.cli.models import add_convert, add_export, add_info, add_train
 from worldline.cli.parser import Parser
 from worldline.cli.plan import add_plan
+from worldline.cli.serve import add_serve, add_worker
 from worldline.cli.worlds import add_eval, add_worlds
 from worldline.errors import UserError
 
@@ -69,7 +70,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"worldline {__version__}")
     parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
-    verbs_of = (add_generate, add_edits, add_worlds, add_train, add_eval, add_export, add_convert, add_info, add_plan)
-    for add in verbs_of:
+    models = (add_train, add_eval, add_export, add_convert, add_info, add_plan)
+    for add in (add_generate, add_edits, add_worlds, *models, add_serve, add_worker):
         add(verbs)
     return parser

@@ -303,7 +303,8 @@ def _pushes(text: str) -> list[tuple[str, float]]:
 
 
 def _storyboard(args: argparse.Namespace, pipeline: Any) -> Any:
-    from worldline.generate.storyboard import read_board, storyboard
+    from worldline.generate.board import read_board
+    from worldline.generate.storyboard import storyboard
 
     with named("BOARD"):
         board = read_board(args.board)

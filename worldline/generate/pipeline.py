@@ -131,6 +131,8 @@ class Pipeline:
         self.defaults = Request("", **known_defaults(parts.defaults), grid=self.grid)
         self.window = window_of(parts.defaults, self.grid)
         self.timings: dict[str, float] = {}
+        self.glimpses = False  # whether `glimpse` is asked for
+        self._expected: Callable[[], list[Tensor]] | None = None
         self._cuts: dict[tuple[int, int], Cut] = {}
 
     def save_pretrained(
@@ -246,6 +248,30 @@ class Pipeline:
             videos = [np.stack(list(self.stretch(one, image, how, progress))) for one in asked]
         about: dict[str, Any] = {"image": False} if image is None else {"image": True, "known": self.holding}
         return Result(videos, request.fps, self.record(request, **about), dict(self.timings))
+
+    def together(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Result]:
+        """The videos of requests that differ in prompt and seed alone, packed into one sequence: of each the same as
+        `run` makes of it alone, but for rounding."""
+        first = requests[0]
+        self.prepare(first)
+        self.timings = {}
+        prompts, seeds = [request.prompt for request in requests], [request.seed for request in requests]
+        videos = self.draw(prompts, seeds, Drawing.of(first), progress=progress)
+        size = slice(first.frames), slice(first.height), slice(first.width)
+        return [
+            Result([video[size]], request.fps, self.record(request, image=False), dict(self.timings))
+            for video, request in zip(videos, requests, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def glimpse(self, index: int = 0) -> np.ndarray | None:
+        """What the step in work expects of the `index`th video of its sequence: a frame uint8 (H, W, 3) of its middle,
+        None before the first step. For those who set `glimpses`."""
+        if self._expected is None:
+            return None
+        latents = self._expected()[index]
+        middle = latents.shape[1] // 2
+        return next(self.decode([latents[:, middle : middle + 1]]))[0]
 
     def record(self, request: Request, **more: Any) -> dict[str, Any]:
         """What the files of a request say of their making."""
@@ -493,6 +519,8 @@ class Pipeline:
             denoise = at_timesteps(denoise, sigmas, timesteps[begin:] / 1000)
         if start is not None:
             x = add_noise(FLOW, patchify(start, config.patch)[0].repeat(len(seeds), 1), x, sigmas[0])
+        if self.glimpses:
+            denoise = self._expecting(denoise, packed)
         sigmas = sigmas.to(self.device)
         callback = (lambda done, _: step(done)) if step else None
         with self._timed("dit"):
@@ -567,6 +595,18 @@ class Pipeline:
             return velocity
 
         return denoise
+
+    def _expecting(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], packed: Packed
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """`denoise` that remembers which finished latents, x0 = x - t v, its last answer leads to."""
+
+        def remembering(x: Tensor, t: Tensor) -> Tensor:
+            velocity = denoise(x, t)
+            self._expected = lambda: unpack(x - t * velocity, packed, self.dit.config.patch)
+            return velocity
+
+        return remembering
 
     def _told(self, text: TextStates, condition: Conditions) -> Told:
         """Prompts, and the same pictures beside each of them."""

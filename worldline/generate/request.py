@@ -16,7 +16,7 @@ from worldline.errors import UserError
 from worldline.shapes import MAX_SIDE, OURS, Grid, TokenShape, VideoShape, frames_for, parse_size
 
 MIN_SIDE = 16  # pixels: one token's patch; a smaller picture would be padding only
-MAX_PROMPT = 4000  # characters
+MAX_PROMPT = 32_000  # characters, as the Videos API has it; a model reads the beginning
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
 MAX_STEPS = 1000
 MIN_SHIFT = 0.01  # of the times; at 1 they are even

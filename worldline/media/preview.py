@@ -46,6 +46,15 @@ def thumbnail(clip: np.ndarray, size: int = 256) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize(target, Image.Resampling.LANCZOS))
 
 
+def sprites(frames: np.ndarray, columns: int = 4) -> np.ndarray:
+    """Frames uint8 (T, H, W, 3) in rows of `columns` without gaps, the last one filled up with black. uint8 (h, w, 3)."""
+    count, height, width, _ = frames.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    filled = np.concatenate([frames, np.zeros((rows * columns - count, height, width, 3), np.uint8)])
+    return filled.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+
+
 def _strip(clip: np.ndarray, columns: int, scale: int) -> np.ndarray:
     """Evenly spaced frames side by side: uint8 (scale * H, about columns * scale * W, 3)."""
     count = min(columns, len(clip))
