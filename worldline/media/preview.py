@@ -47,7 +47,7 @@ def thumbnail(clip: np.ndarray, size: int = 256) -> np.ndarray:
 
 
 def sprites(frames: np.ndarray, columns: int = 4) -> np.ndarray:
-    """Frames uint8 (T, H, W, 3) in rows of `columns` without gaps, the last one filled up with black. uint8 (h, w, 3)."""
+    """Frames uint8 (T, H, W, 3) in rows of `columns` without gaps, the last one filled with black. uint8 (h, w, 3)."""
     count, height, width, _ = frames.shape
     columns = min(columns, count)
     rows = -(-count // columns)

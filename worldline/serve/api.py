@@ -45,7 +45,7 @@ VARIANTS = {
     "thumbnail": ("thumbnail.webp", "image/webp"),
     "spritesheet": ("spritesheet.jpg", "image/jpeg"),
 }
-POLL = "500"  # milliseconds after which a client may ask again
+POLL = "250"  # milliseconds after which a client may ask again
 LOOK = 0.2  # seconds between two looks at a job whose events are read
 SIGN_OF_LIFE = 15.0  # seconds after which a stream of events says that it is still there
 RETRY = {"retry-after": "5"}
@@ -200,9 +200,10 @@ def shown(job: Job) -> schemas.Video:
     order = Order.read(job.work)
     facts = Facts.of(job.facts) if job.facts else order.facts
     return schemas.Video(
-        id=job.id, model=job.called, status=cast(Any, job.status), progress=job.progress, created_at=int(job.created_at),
+        id=job.id, model=job.called, status=cast(Any, job.status), progress=job.progress, prompt=job.prompt,
+        created_at=int(job.created_at),
         completed_at=_whole(job.completed_at if job.status == "completed" else None),
-        expires_at=_whole(job.expires_at), size=job.size, seconds=job.seconds, prompt=job.prompt,
+        expires_at=_whole(job.expires_at), size=job.size, seconds=job.seconds,
         remixed_from_video_id=job.source,
         error=None if job.code is None else schemas.Failure(code=job.code, message=job.message or ""),
         worldline=schemas.Details(

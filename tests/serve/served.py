@@ -1,0 +1,133 @@
+"""A whole server inside the test: the API on a port of its own, and an engine whose worker paints nothing but colours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import uvicorn
+
+from worldline.serve.api import create_app
+from worldline.serve.engine import Engine, Watch
+from worldline.serve.files import Done, Made, write_files
+from worldline.serve.jobs import Jobs
+from worldline.serve.keeper import Housekeeping
+from worldline.serve.orders import Model, Order
+from worldline.serve.settings import Limits, settings_of
+from worldline.serve.store import Store
+
+
+class Fake:
+    """A worker of `steps` steps and frames of one colour. While `gate` is not set it waits before its second step."""
+
+    def __init__(self, steps: int = 3) -> None:
+        self.steps, self.gate, self.waiting = steps, threading.Event(), threading.Event()
+        self.gate.set()
+        self.done: list[Order] = []
+        self.packed: list[int] = []
+        self.error: Exception | None = None
+
+    def do(self, order: Order, folder: Path, watch: Watch) -> Done:
+        for name in order.inputs:
+            assert (folder / name).stat().st_size
+        self.walk(watch)
+        self.done.append(order)
+        return write_files(painted(order), folder)
+
+    def together(self, orders: Sequence[Order], folders: Sequence[Path], watch: Watch) -> Iterator[Done]:
+        self.packed.append(len(orders))
+        self.walk(watch)
+        for order, folder in zip(orders, folders, strict=True):
+            yield write_files(painted(order), folder)
+
+    def walk(self, watch: Watch) -> None:
+        for step in range(1, self.steps + 1):
+            watch(step, self.steps)
+            self.waiting.set()
+            while not self.gate.wait(0.05):
+                watch.renew()  # as the engine's thread does in a long step
+                watch.check()
+        if self.error is not None:
+            raise self.error
+
+    def glimpse(self, index: int) -> np.ndarray:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def painted(order: Order) -> Made:
+    """Frames of the colour that the seed says."""
+    facts, seed = order.facts, order.settings["seed"]
+    frame = np.broadcast_to(np.array([seed % 251, seed % 241, seed % 239], np.uint8), (facts.height, facts.width, 3))
+    return Made((frame.copy() for _ in range(facts.frames)), facts.fps, {"seed": seed})
+
+
+@dataclass
+class Served:
+    url: str
+    client: httpx2.Client
+    worker: Fake
+    jobs: Jobs
+    store: Store
+    house: Housekeeping
+    folder: Path
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def create(self, **fields: Any) -> dict[str, Any]:
+        answer = self.client.post("/v1/videos", json={"prompt": "a red ball", "seed": 1, **fields})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def wait(self, name: str) -> dict[str, Any]:
+        """The video once it has ended."""
+        while True:
+            video = self.client.get(f"/v1/videos/{name}").json()
+            if video["status"] in ("completed", "failed"):
+                return dict(video)
+            threading.Event().wait(0.02)
+
+    def finished(self, **fields: Any) -> dict[str, Any]:
+        video = self.wait(self.create(**fields)["id"])
+        assert video["status"] == "completed", video
+        return video
+
+
+@contextmanager
+def serving(folder: Path, keys: str = "", engine: bool = True, batch: int = 1, **about: Any) -> Iterator[Served]:
+    """A server with its data in `folder` until the block ends; `keys` with spaces between them."""
+    file = folder / "keys"
+    if keys:
+        file.write_text("\n".join(keys.split()))
+    about.setdefault("limits", Limits())
+    settings = settings_of(folder / "data", keys=file if keys else None, **about)
+    model, worker = Model(None, settings.limits), Fake()
+    app = create_app(settings, model)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    threads = [threading.Thread(target=server.run)]
+    engines = [Engine(settings, model, worker, "test", batch)] if engine else []
+    threads += [threading.Thread(target=engine.run) for engine in engines]
+    for thread in threads:
+        thread.start()
+    while not server.started:
+        threading.Event().wait(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    headers = {"authorization": f"Bearer {keys.split()[0]}"} if keys else {}
+    jobs, store = Jobs(settings.database_url), Store(settings.store_url)
+    try:
+        with httpx2.Client(base_url=url, headers=headers, timeout=60) as client:
+            yield Served(url, client, worker, jobs, store, Housekeeping(settings, jobs, store), folder)
+    finally:
+        worker.gate.set()
+        server.should_exit = True
+        for one in engines:
+            one.stop()
+        for thread in threads:
+            thread.join()
+        for one in engines:
+            one.jobs.engine.dispose()
+        jobs.engine.dispose()
