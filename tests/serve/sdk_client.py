@@ -1,6 +1,6 @@
-"""Everything that OpenAI's client can ask for, asked; prints what came back as JSON. Run with either version on the path.
+"""Asks for everything that OpenAI's client can and prints what came back as JSON, with any version on the path.
 
-    python sdk_client.py URL KEY PICTURE CLIP
+python sdk_client.py URL KEY PICTURE CLIP
 """
 
 from __future__ import annotations

@@ -1,70 +1,25 @@
-"""A whole server inside the test: the API on a port of its own, and an engine whose worker paints nothing but colours."""
+"""A whole server inside the test: the API on a port of its own, and an engine whose worker paints but colours."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import uvicorn
 
+from tests.serve.fake import Fake
 from worldline.serve.api import create_app
-from worldline.serve.engine import Engine, Watch
-from worldline.serve.files import Done, Made, write_files
+from worldline.serve.engine import Engine
 from worldline.serve.jobs import Jobs
 from worldline.serve.keeper import Housekeeping
-from worldline.serve.orders import Model, Order
+from worldline.serve.orders import Model
 from worldline.serve.settings import Limits, settings_of
 from worldline.serve.store import Store
-
-
-class Fake:
-    """A worker of `steps` steps and frames of one colour. While `gate` is not set it waits before its second step."""
-
-    def __init__(self, steps: int = 3) -> None:
-        self.steps, self.gate, self.waiting = steps, threading.Event(), threading.Event()
-        self.gate.set()
-        self.done: list[Order] = []
-        self.packed: list[int] = []
-        self.error: Exception | None = None
-
-    def do(self, order: Order, folder: Path, watch: Watch) -> Done:
-        for name in order.inputs:
-            assert (folder / name).stat().st_size
-        self.walk(watch)
-        self.done.append(order)
-        return write_files(painted(order), folder)
-
-    def together(self, orders: Sequence[Order], folders: Sequence[Path], watch: Watch) -> Iterator[Done]:
-        self.packed.append(len(orders))
-        self.walk(watch)
-        for order, folder in zip(orders, folders, strict=True):
-            yield write_files(painted(order), folder)
-
-    def walk(self, watch: Watch) -> None:
-        for step in range(1, self.steps + 1):
-            watch(step, self.steps)
-            self.waiting.set()
-            while not self.gate.wait(0.05):
-                watch.renew()  # as the engine's thread does in a long step
-                watch.check()
-        if self.error is not None:
-            raise self.error
-
-    def glimpse(self, index: int) -> np.ndarray:
-        return np.zeros((8, 8, 3), np.uint8)
-
-
-def painted(order: Order) -> Made:
-    """Frames of the colour that the seed says."""
-    facts, seed = order.facts, order.settings["seed"]
-    frame = np.broadcast_to(np.array([seed % 251, seed % 241, seed % 239], np.uint8), (facts.height, facts.width, 3))
-    return Made((frame.copy() for _ in range(facts.frames)), facts.fps, {"seed": seed})
 
 
 @dataclass
@@ -76,7 +31,6 @@ class Served:
     store: Store
     house: Housekeeping
     folder: Path
-    more: dict[str, Any] = field(default_factory=dict)
 
     def create(self, **fields: Any) -> dict[str, Any]:
         answer = self.client.post("/v1/videos", json={"prompt": "a red ball", "seed": 1, **fields})

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from worldline import __version__
 from worldline.errors import UserError
-from worldline.generate.request import check_text
+from worldline.generate.request import MAX_PROMPT, check_text
 from worldline.serve import schemas
 from worldline.serve.bodies import Upload, read_body
 from worldline.serve.guard import Guard, Meters
@@ -40,6 +40,7 @@ from worldline.serve.settings import Settings
 from worldline.serve.store import Store
 from worldline.serve.uploads import Uploads
 
+ID = re.compile(r"(video|char)_[0-9a-f]{32}")  # nothing else is looked up
 VARIANTS = {
     "video": ("video.mp4", "video/mp4"),
     "thumbnail": ("thumbnail.webp", "image/webp"),
@@ -71,8 +72,13 @@ class Desk:
             asked = kind.model_validate(fields, strict=typed)
         except ValidationError as error:
             raise from_validation(error) from None
-        for name in ("prompt", "name", "negative_prompt"):
-            check_text(name, getattr(asked, name, None) or "")
+        texts = {name: getattr(asked, name, None) for name in ("prompt", "name", "negative_prompt")}
+        texts |= {"storyboard": "".join(card.text for card in getattr(asked, "storyboard", None) or [])[:MAX_PROMPT]}
+        for name, text in texts.items():
+            try:
+                check_text(name, text or "")
+            except UserError as error:
+                raise from_user_error(error, name) from None
         return asked
 
     async def judge(self, text: str) -> None:
@@ -82,10 +88,16 @@ class Desk:
             raise bad(f"prompt: {reason}", "prompt", "moderation_blocked")
 
     async def job(self, owner: str, name: str) -> Job:
-        job = await asyncio.to_thread(self.jobs.get, owner, name)
+        job = await asyncio.to_thread(self.jobs.get, owner, name) if ID.fullmatch(name) else None
         if job is None:
             raise Refused(404, f"no video with the id {name[:80]!r}", "video_id", "not_found")
         return job
+
+    async def known_character(self, owner: str, name: str) -> dict[str, Any]:
+        row = await asyncio.to_thread(self.jobs.character, owner, name) if ID.fullmatch(name) else None
+        if row is None:
+            raise Refused(404, f"no character with the id {name[:80]!r}", "character_id", "not_found")
+        return row
 
     async def create(self, owner: str, asked: Create) -> Job:
         called = asked.model or self.model.name
@@ -149,9 +161,7 @@ class Desk:
             file, held = await self.uploads.clip(given, folder, param)
             return Facts.of(held), file
         if given.id.startswith("char_"):
-            character = await asyncio.to_thread(self.jobs.character, owner, given.id)
-            if character is None:
-                raise Refused(404, f"no character with the id {given.id[:80]!r}", param, "not_found")
+            character = await self.known_character(owner, given.id)
             return Facts.of(character["facts"]), f"{given.id}/video.mp4"
         job = await self.job(owner, given.id)
         if job.status != "completed" or job.facts is None:
@@ -314,6 +324,8 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
 
     @router.get("", response_model=schemas.VideoPage)
     async def list_videos(request: Request, after: str | None = None, limit: Limit = 20, order: Order_ = "desc") -> Any:
+        if after is not None and not ID.fullmatch(after):
+            raise bad(f"after: {after[:80]!r} is no id of a video", "after")
         found = await asyncio.to_thread(desk.jobs.page, request.state.owner, after, limit + 1, order == "desc")
         data = [shown(job) for job in found[:limit]]
         ends = {"first_id": data[0].id, "last_id": data[-1].id} if data else {"first_id": None, "last_id": None}
@@ -333,10 +345,7 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
 
     @router.get("/characters/{character_id}", response_model=schemas.Character)
     async def get_character(request: Request, character_id: str) -> Any:
-        row = await asyncio.to_thread(desk.jobs.character, request.state.owner, character_id)
-        if row is None:
-            raise Refused(404, f"no character with the id {character_id[:80]!r}", "character_id", "not_found")
-        return named(row)
+        return named(await desk.known_character(request.state.owner, character_id))
 
     @router.get("/{video_id}", response_model=schemas.Video)
     async def retrieve(request: Request, response: Response, video_id: str) -> Any:
