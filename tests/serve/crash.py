@@ -69,7 +69,9 @@ class Machines:
         self.log.close()
 
 
-def crash(folder: Path, jobs: int, kills: int, engines: int = 2, seed: int = 0, pause: float = 0.02) -> dict[str, Any]:
+def crash(
+    folder: Path, jobs: int, kills: int, engines: int = 2, seed: int = 0, pause: float = 0.02, apart: float = 1.0
+) -> dict[str, Any]:
     """What became of `jobs` accepted jobs through `kills` kills."""
     rng = random.Random(seed)
     open_database(f"sqlite:///{folder / 'jobs.sqlite'}").dispose()
@@ -107,7 +109,7 @@ def crash(folder: Path, jobs: int, kills: int, engines: int = 2, seed: int = 0, 
         thread.start()
     killed: Counter[str] = Counter()
     while sum(killed.values()) < kills:
-        time.sleep(rng.uniform(0.0, 1.5))
+        time.sleep(rng.uniform(0.0, 2 * apart))
         what = rng.choice(["api", "engine", "both"])
         names = [name for name in machines.running if name.startswith("engine")]
         chosen = ["api"] * (what != "engine") + [rng.choice(names)] * (what != "api")
@@ -163,7 +165,13 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds of a step; a job has four")
+    parser.add_argument("--apart", type=float, default=2.0, help="seconds between two kills, on average")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as place:
-        print(json.dumps(crash(Path(place), args.jobs, args.kills, seed=args.seed), indent=2))
+        print(
+            json.dumps(
+                crash(Path(place), args.jobs, args.kills, seed=args.seed, pause=args.pause, apart=args.apart), indent=2
+            )
+        )

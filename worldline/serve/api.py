@@ -28,7 +28,7 @@ from worldline import __version__
 from worldline.errors import UserError
 from worldline.generate.request import MAX_PROMPT, check_text
 from worldline.serve import schemas
-from worldline.serve.bodies import Upload, read_body
+from worldline.serve.bodies import Upload, opened
 from worldline.serve.guard import Guard, Meters
 from worldline.serve.jobs import Job, Jobs, new_id
 from worldline.serve.keeper import Engines, Housekeeping
@@ -65,21 +65,16 @@ class Desk:
         self.store.check()
         self.uploads, self.moderator = Uploads(settings), moderator(settings.moderation)
 
-    async def read(self, request: Request, kind: type[B]) -> B:
-        """A body as `kind`; raises Refused."""
-        fields, typed = await read_body(request, self.settings.limits)
-        try:
-            asked = kind.model_validate(fields, strict=typed)
-        except ValidationError as error:
-            raise from_validation(error) from None
-        texts = {name: getattr(asked, name, None) for name in ("prompt", "name", "negative_prompt")}
-        texts |= {"storyboard": "".join(card.text for card in getattr(asked, "storyboard", None) or [])[:MAX_PROMPT]}
-        for name, text in texts.items():
+    @asynccontextmanager
+    async def read(self, request: Request, kind: type[B]) -> AsyncIterator[B]:
+        """A body as `kind`, whose files are open meanwhile; raises Refused."""
+        async with opened(request, self.settings.limits) as (fields, typed):
             try:
-                check_text(name, text or "")
-            except UserError as error:
-                raise from_user_error(error, name) from None
-        return asked
+                asked = kind.model_validate(fields, strict=typed)
+            except ValidationError as error:
+                raise from_validation(error) from None
+            _check_texts(asked)
+            yield asked
 
     async def judge(self, text: str) -> None:
         """Raises Refused for a prompt that the moderator refuses."""
@@ -202,6 +197,17 @@ class Desk:
                 self.store.copy(place, f"{name}/inputs/{file}")
 
 
+def _check_texts(asked: BaseModel) -> None:
+    """Raises Refused for texts that no prompt can be."""
+    texts = {name: getattr(asked, name, None) for name in ("prompt", "name", "negative_prompt")}
+    texts |= {"storyboard": "".join(card.text for card in getattr(asked, "storyboard", None) or [])[:MAX_PROMPT]}
+    for name, text in texts.items():
+        try:
+            check_text(name, text or "")
+        except UserError as error:
+            raise from_user_error(error, name) from None
+
+
 # ---- what is answered --------------------------------------------------------------------------
 
 
@@ -320,7 +326,8 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
 
     @router.post("", response_model=schemas.Video, openapi_extra=sent_as(Create))
     async def create(request: Request) -> Any:
-        return shown(await desk.create(request.state.owner, await desk.read(request, Create)))
+        async with desk.read(request, Create) as asked:
+            return shown(await desk.create(request.state.owner, asked))
 
     @router.get("", response_model=schemas.VideoPage)
     async def list_videos(request: Request, after: str | None = None, limit: Limit = 20, order: Order_ = "desc") -> Any:
@@ -333,15 +340,18 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
 
     @router.post("/edits", response_model=schemas.Video, openapi_extra=sent_as(Edit))
     async def edit(request: Request) -> Any:
-        return shown(await desk.edit(request.state.owner, await desk.read(request, Edit)))
+        async with desk.read(request, Edit) as asked:
+            return shown(await desk.edit(request.state.owner, asked))
 
     @router.post("/extensions", response_model=schemas.Video, openapi_extra=sent_as(Extend))
     async def extend(request: Request) -> Any:
-        return shown(await desk.extend(request.state.owner, await desk.read(request, Extend)))
+        async with desk.read(request, Extend) as asked:
+            return shown(await desk.extend(request.state.owner, asked))
 
     @router.post("/characters", response_model=schemas.Character, openapi_extra=sent_as(NewCharacter, typed=False))
     async def create_character(request: Request) -> Any:
-        return await desk.character(request.state.owner, await desk.read(request, NewCharacter))
+        async with desk.read(request, NewCharacter) as asked:
+            return await desk.character(request.state.owner, asked)
 
     @router.get("/characters/{character_id}", response_model=schemas.Character)
     async def get_character(request: Request, character_id: str) -> Any:
@@ -369,7 +379,8 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
 
     @router.post("/{video_id}/remix", response_model=schemas.Video, openapi_extra=sent_as(Remix))
     async def remix(request: Request, video_id: str) -> Any:
-        return shown(await desk.remix(request.state.owner, video_id, await desk.read(request, Remix)))
+        async with desk.read(request, Remix) as asked:
+            return shown(await desk.remix(request.state.owner, video_id, asked))
 
     @router.get("/{video_id}/content", response_class=Response, responses=FILES)
     async def download(request: Request, video_id: str, variant: Variant = "video") -> Response:

@@ -9,11 +9,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers
+from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -45,17 +46,24 @@ class Upload:
             shutil.copyfileobj(source, target)
 
 
-async def read_body(request: Request, limits: Limits) -> tuple[dict[str, Any], bool]:
+@asynccontextmanager
+async def opened(request: Request, limits: Limits) -> AsyncIterator[tuple[dict[str, Any], bool]]:
     """The fields of a body, and whether it was JSON: its types then are the client's own, where a form has but text.
+    Files that were sent are closed with the context.
 
     Bracketed names of a form become what they stand for: `video[id]`, `cards[0][text]`, `keep[]`. Raises Refused.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return _json(b"".join([chunk async for chunk in bounded(request, limits.json, limits.silence)])), True
-    if kind == "multipart/form-data":
-        return await _form(request, limits), False
-    raise Refused(415, "content-type: send application/json or multipart/form-data", code="unsupported_media_type")
+        yield _json(b"".join([chunk async for chunk in bounded(request, limits.json, limits.silence)])), True
+    elif kind == "multipart/form-data":
+        form = await _form(request, limits)
+        try:
+            yield _fields(form), False
+        finally:
+            await form.close()
+    else:
+        raise Refused(415, "content-type: send application/json or multipart/form-data", code="unsupported_media_type")
 
 
 async def bounded(request: Request, most: int, silence: float) -> AsyncIterator[bytes]:
@@ -104,7 +112,7 @@ class _Parser(MultiPartParser):
         self.ended = True
 
 
-async def _form(request: Request, limits: Limits) -> dict[str, Any]:
+async def _form(request: Request, limits: Limits) -> FormData:
     boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
     if not boundary:
         raise bad("content-type: the form names no boundary", code="invalid_multipart")
@@ -120,7 +128,12 @@ async def _form(request: Request, limits: Limits) -> dict[str, Any]:
     except (ValueError, UnicodeError):
         raise bad("the form cannot be read", code="invalid_multipart") from None
     if not parser.ended:
+        await form.close()
         raise bad("the form breaks off before its last boundary", code="invalid_multipart")
+    return form
+
+
+def _fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         held = _text(value, name) if isinstance(value, str) else Upload(value.file)

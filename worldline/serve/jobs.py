@@ -189,7 +189,9 @@ class Jobs:
         columns = [jobs.c[name] for name in values] + [jobs.c.attempts]
         waiting = select(func.count()).select_from(jobs).where(LIVE).scalar_subquery()
         row = select(*(literal(value, jobs.c[name].type) for name, value in values.items()), literal(0))
-        return self._change(insert(jobs).from_select(columns, row.where(waiting < most))) == 1
+        added = insert(jobs).from_select(columns, row.where(waiting < most)).returning(jobs.c.id)
+        with self.engine.begin() as connection:
+            return connection.scalar(added) is not None
 
     def get(self, owner: str, name: str) -> Job | None:
         """The job of that id, if it is the owner's."""
