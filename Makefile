@@ -1,5 +1,6 @@
 # make demo [PROMPT="..." OUT=x.mp4]   installs into .venv and makes a video
-# make test                            lint, types and tests, as CI runs them
+# make test                            lint, types and tests, as CI runs them; those of PostgreSQL run where its server
+#                                      is installed (Debian: apt-get install postgresql)
 # make venv | bench
 .DEFAULT_GOAL := demo
 SHELL := bash
@@ -9,6 +10,8 @@ PROMPT ?= a green cone falls to the floor beside a purple cylinder
 OUT ?= demo.mp4
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The client that sends JSON; the newest, which the tests use as well, sends forms.
+OLDER := openai==2.26.0
 INPUTS := pyproject.toml constraints.txt
 
 .PHONY: demo test venv bench
@@ -39,4 +42,5 @@ $(VENV)/.installed: $(INPUTS)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	$(PIP) --upgrade --target $(VENV)/openai-2 $(OLDER)
 	touch $@

@@ -163,6 +163,32 @@ def test_answers_are_planned(micro_parts: Parts) -> None:
     assert Pipeline(micro_parts).answer([], []) == []
 
 
+def test_what_is_packed_together_is_what_is_made_alone(pipeline: Pipeline) -> None:
+    told = ("a red ball", "a ball rolls", "red")
+    asked = [pipeline.request(prompt, seed=seed, width=40, frames=6) for seed, prompt in enumerate(told)]
+    steps: list[tuple[int, int]] = []
+    made = pipeline.together(asked, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(1, 3), (2, 3), (3, 3)]  # one sequence
+    for request, result in zip(asked, made, strict=True):
+        alone = pipeline.run(request)
+        assert result.frames.shape == (6, 32, 40, 3)
+        assert np.abs(result.frames.astype(int) - alone.frames).max() <= 1
+        assert result.metadata == alone.metadata
+
+
+def test_a_glimpse_is_of_what_the_step_expects(micro_parts: Parts) -> None:
+    pipeline = Pipeline(micro_parts, device="cpu", dtype=torch.float32)
+    pipeline.glimpses = True
+    assert pipeline.glimpse() is None
+    seen = []
+    prompts = [pipeline.request(prompt, frames=1) for prompt in ("a red ball", "a ball rolls")]
+    made = pipeline.together(prompts, lambda done, total: seen.append([pipeline.glimpse(index) for index in (0, 1)]))
+    assert len(seen) == 3
+    for index, result in enumerate(made):  # the last step, which ends without noise, expects what comes out
+        assert np.abs(seen[-1][index].astype(int) - result.frames[0]).max() <= 1
+        assert np.abs(seen[0][index].astype(int) - result.frames[0]).max() > 1
+
+
 def test_reconstruction_keeps_any_size(pipeline: Pipeline) -> None:
     clip = np.random.default_rng(1).integers(0, 256, (6, 20, 33, 3)).astype(np.uint8)
     again = pipeline.reconstruct(clip)
