@@ -42,5 +42,5 @@ $(VENV)/.installed: $(INPUTS)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
-	$(PIP) --upgrade --target $(VENV)/openai-2 $(OLDER)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/openai-2 $(OLDER)
 	touch $@

@@ -30,13 +30,14 @@ class Fake:
         self.done: list[Order] = []
         self.packed: list[int] = []
         self.error: Exception | None = None
+        self.noise = False
 
     def do(self, order: Order, folder: Path, watch: Watch) -> Done:
         for name in order.inputs:
             assert (folder / name).stat().st_size
         self.walk(watch)
         self.done.append(order)
-        return write_files(painted(order), folder)
+        return write_files(noisy(order) if self.noise else painted(order), folder)
 
     def together(self, orders: Sequence[Order], folders: Sequence[Path], watch: Watch) -> Iterator[Done]:
         self.packed.append(len(orders))
@@ -64,6 +65,13 @@ def painted(order: Order) -> Made:
     facts, seed = order.facts, order.settings["seed"]
     frame = np.broadcast_to(np.array([seed % 251, seed % 241, seed % 239], np.uint8), (facts.height, facts.width, 3))
     return Made((frame.copy() for _ in range(facts.frames)), facts.fps, {"seed": seed})
+
+
+def noisy(order: Order) -> Made:
+    """Frames that no encoder can make small."""
+    facts, rng = order.facts, np.random.default_rng(0)
+    shape = facts.height, facts.width, 3
+    return Made((rng.integers(0, 256, shape, np.uint8) for _ in range(facts.frames)), facts.fps, {})
 
 
 def main(folder: str, database: str, steps: str, pause: str) -> None:

@@ -28,8 +28,7 @@ def fetch(url: str, most: int) -> bytes:
     for _ in range(REDIRECTS + 1):
         place = _checked(url)
         try:
-            connection = _Pinned(place)
-            found = _read(connection, place, most, until)
+            found = _read(_Pinned(place), place, most, until)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _refused(f"cannot be fetched ({type(error).__name__})") from None
         if isinstance(found, bytes):
@@ -97,18 +96,18 @@ def _read(connection: _Pinned, place: SplitResult, most: int, until: float) -> b
     try:
         path = (place.path or "/") + (f"?{place.query}" if place.query else "")
         connection.request("GET", path, headers={"accept": "image/*", "user-agent": "worldline"})
-        answer = connection.getresponse()
-        if answer.status in (301, 302, 303, 307, 308):
-            return answer.getheader("location") or ""
-        if answer.status != 200:
-            raise _refused(f"answers {answer.status}")
-        held = bytearray()
-        while piece := answer.read1(PIECE):
-            held += piece
-            if len(held) > most:
-                raise _refused(f"holds more than {most} bytes")
-            if time.monotonic() > until:
-                raise _refused("is too slow")
-        return bytes(held)
+        with connection.getresponse() as answer:
+            if answer.status in (301, 302, 303, 307, 308):
+                return answer.getheader("location") or ""
+            if answer.status != 200:
+                raise _refused(f"answers {answer.status}")
+            held = bytearray()
+            while piece := answer.read1(PIECE):
+                held += piece
+                if len(held) > most:
+                    raise _refused(f"holds more than {most} bytes")
+                if time.monotonic() > until:
+                    raise _refused("is too slow")
+            return bytes(held)
     finally:
         connection.close()
