@@ -89,7 +89,7 @@ def run_serve(args: argparse.Namespace) -> None:
     from worldline.serve.guard import log_to_stderr
     from worldline.serve.keeper import Engines
 
-    engines = Engines(_engine_command(args), args.engines) if args.engines else None
+    engines = Engines(_engine_command(args), args.engines, settings.database_url) if args.engines else None
     app = create_app(settings, model, engines)
     log_to_stderr()
     note(f"{model.name} at http://{args.host}:{args.port}/v1, data in {settings.data_dir}")

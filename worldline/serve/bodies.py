@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from worldline.serve.settings import Limits
 
 MAX_DEPTH = 4  # of brackets in the name of a form field
 MAX_PARTS = 400
+SLOWEST = 2000  # bytes a second
 SPOOLED = 1 << 20  # bytes that are held in memory rather than on disk
 NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 
@@ -67,19 +69,21 @@ async def opened(request: Request, limits: Limits) -> AsyncIterator[tuple[dict[s
 
 
 async def bounded(request: Request, most: int, silence: float) -> AsyncIterator[bytes]:
-    """The body in pieces; raises Refused once it is longer than `most` bytes, or slower than `silence` seconds."""
+    """The body in pieces; raises Refused once it is longer than `most` bytes, silent for `silence` seconds, or slow."""
     too_large = Refused(413, f"the body is longer than {most} bytes", code="body_too_large")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > most:
         raise too_large
-    stream, held = request.stream(), 0
+    stream, held, began = request.stream(), 0, time.monotonic()
     while True:
         try:
             chunk = await asyncio.wait_for(anext(stream, None), silence)
+            if chunk and held < SLOWEST * (time.monotonic() - began - silence):
+                raise TimeoutError
         except TimeoutError:
             # Not to be sent again: the SDK repeats a 408 by itself.
             headers = {"x-should-retry": "false", "connection": "close"}
-            message = f"nothing of the body came for {silence:g} s"
+            message = f"the body came too slowly: nothing for {silence:g} s, or less than {SLOWEST} bytes a second"
             raise Refused(408, message, code="body_too_slow", headers=headers) from None
         if chunk is None:
             return

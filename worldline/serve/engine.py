@@ -65,7 +65,8 @@ class Watch:
         self.lock = threading.Lock()
         self.quitting = False
         self.done = self.earlier = 0
-        self.began = self.beaten = self.glimpsed = time.monotonic()
+        self.began: float | None = None  # when the first step was done: what came before was no step
+        self.beaten = self.glimpsed = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         """Notes a step; raises Stopped where nothing is left to do it for."""
@@ -74,9 +75,10 @@ class Watch:
         self.done = done
         steps = max(total * self.passes, self.earlier + total)
         step, at = self.earlier + done, time.monotonic()
+        self.began = self.began or at
         if at - self.beaten >= BEAT or done == total:
-            left = (at - self.began) / step * (steps - step)
-            self.renew(step=step, steps=steps, left=round(left, 2))
+            left = round((at - self.began) / (step - 1) * (steps - step), 2) if step > 1 else None
+            self.renew(step=step, steps=steps, left=left)
         self.check()
         if at - self.glimpsed >= GLIMPSE:
             self._glimpse()
@@ -168,12 +170,14 @@ class Engine:
             self.jobs.gone(self.name)
 
     def _beat(self) -> None:
-        while not self.stopping.wait(LEASE / 4):
+        while True:
             with suppress(DBAPIError):
                 self.jobs.seen(self.name, self.model.name)
             watch = self.watch
             if watch is not None and time.monotonic() - watch.beaten > LEASE / 4:
                 watch.renew()
+            if self.stopping.wait(LEASE / 4):
+                return
 
     def _work(self, claimed: list[Job]) -> None:
         orders = [Order.read(job.work) for job in claimed]
@@ -220,7 +224,7 @@ class Engine:
             self.store.remove(f"{job.id}/inputs")
             log.info("completed", extra={"job": job.id})
         else:  # cancelled or deleted meanwhile
-            self.store.remove(folder)
+            self.store.remove(job.id if self.jobs.wanted(job.id) is None else folder)
 
     def _failed(self, claimed: Sequence[Job], error: Exception) -> None:
         code, message = reason_of(error)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from sqlalchemy.exc import DBAPIError
 
 from worldline.serve.jobs import Jobs, born
-from worldline.serve.settings import KEYS, Settings
+from worldline.serve.settings import DATABASE, KEYS, Settings
 from worldline.serve.store import Store
 
 SWEEP = 30.0  # seconds between two rounds
@@ -25,10 +25,11 @@ log = logging.getLogger("worldline.keeper")
 
 
 class Engines:
-    """Processes that run `command`, started again whenever they end."""
+    """Processes that run `command`, started again whenever they end. They learn of the database from their environment,
+    which no other user can read."""
 
-    def __init__(self, command: Sequence[str], count: int) -> None:
-        self.command, self.count = list(command), count
+    def __init__(self, command: Sequence[str], count: int, database_url: str) -> None:
+        self.command, self.database_url = list(command), database_url
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * count
         self.stopping = threading.Event()
         self.threads = [threading.Thread(target=self._keep, args=(i,), daemon=True) for i in range(count)]
@@ -57,6 +58,7 @@ class Engines:
     def _keep(self, index: int) -> None:
         # The keys of clients are none of an engine's business.
         environment = {name: value for name, value in os.environ.items() if name != KEYS}
+        environment[DATABASE] = self.database_url
         wait = 0.0
         while not self.stopping.wait(wait):
             began = time.monotonic()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from worldline.serve.bodies import Upload
 from worldline.serve.refusals import Refused, bad
 from worldline.serve.schemas import Picture
-from worldline.serve.settings import Settings
+from worldline.serve.settings import DATABASE, KEYS, Settings
 
 AT_ONCE = 2  # files that are looked at at the same time
 PATIENCE = 60.0  # seconds for one of them
@@ -67,6 +68,7 @@ class Uploads:
         async with self.places:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "worldline.serve.inspect", *words,
+                env={key: value for key, value in os.environ.items() if key not in (KEYS, DATABASE)},
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
             try:
