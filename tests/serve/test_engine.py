@@ -6,18 +6,22 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.serve.fake import Fake
 from tests.serve.served import Served, serving
 from worldline.cli import main
 from worldline.errors import UserError
-from worldline.serve.engine import named
+from worldline.serve.engine import Engine, Watch, named
+from worldline.serve.files import LATENTS, Done
 from worldline.serve.guard import Lines
 from worldline.serve.moderation import moderator, verdict
+from worldline.serve.orders import Model, Order
 from worldline.serve.settings import read_keys, settings_of
 from worldline.serve.store import Store
 
@@ -124,6 +128,41 @@ def test_a_moderator_judges_prompts_and_frames(tmp_path: Path) -> None:
 
 
 # ---- around it -----------------------------------------------------------------------------------
+
+
+class Leaving(Fake):
+    """Leaves something behind in its first attempt and stops there."""
+
+    found: list[bool]
+
+    def do(self, order: Order, folder: Path, watch: Watch) -> Done:
+        mark = folder / LATENTS / "mark"
+        self.found = [*getattr(self, "found", []), mark.exists()]
+        mark.touch()
+        watch.quitting = len(self.found) == 1
+        return super().do(order, folder, watch)
+
+
+def test_what_an_attempt_left_is_there_for_the_next_and_then_gone(tmp_path: Path) -> None:
+    with serving(tmp_path, engine=False) as server:
+        name = server.create()["id"]
+        settings, worker = settings_of(tmp_path / "data"), Leaving()
+        engine = Engine(settings, Model(None, settings.limits), worker, "test")
+        thread = threading.Thread(target=engine.run)
+        thread.start()
+        while not getattr(worker, "found", []):
+            threading.Event().wait(0.01)
+        engine.stop()
+        thread.join()
+        engine.stopping.clear()
+        thread = threading.Thread(target=engine.run)
+        thread.start()
+        assert server.wait(name)["status"] == "completed"
+        engine.stop()
+        thread.join()
+        engine.jobs.engine.dispose()
+        assert worker.found == [False, True]
+        assert list((tmp_path / "data" / "scratch" / "latents").iterdir()) == []
 
 
 def test_an_engine_keeps_its_name_and_shares_it_with_no_other(tmp_path: Path) -> None:

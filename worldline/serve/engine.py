@@ -21,7 +21,7 @@ import numpy as np
 from sqlalchemy.exc import DBAPIError
 
 from worldline.errors import UserError
-from worldline.serve.files import Done
+from worldline.serve.files import LATENTS, Done
 from worldline.serve.jobs import LEASE, Job, Jobs
 from worldline.serve.moderation import moderator, verdict
 from worldline.serve.orders import Model, Order
@@ -43,7 +43,8 @@ class Worker(Protocol):
     """What does the work of an order."""
 
     def do(self, order: Order, folder: Path, watch: Watch) -> Done:
-        """The finished files, the measures of the video, and some of its frames."""
+        """The finished files, the measures of the video, and some of its frames. `folder` holds the order's inputs,
+        and in LATENTS what an attempt before this one may have left."""
 
     def together(self, orders: Sequence[Order], folders: Sequence[Path], watch: Watch) -> Iterator[Done]:
         """The same of several orders of one kin."""
@@ -133,6 +134,7 @@ class Engine:
         self.jobs, self.store = Jobs(settings.database_url), Store(settings.store_url)
         self.moderator = moderator(settings.moderation)
         self.scratch = settings.scratch / f"engine-{name}"
+        self.latents = settings.scratch / "latents"  # of jobs, for whichever engine here goes on with them
         self.watch: Watch | None = None
         self.stopping = threading.Event()
 
@@ -140,6 +142,10 @@ class Engine:
         """Returns when `stop` was called and the job in work is put back."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
+        self.latents.mkdir(exist_ok=True)
+        for left in self.latents.iterdir():
+            if self._insist(lambda left=left: self.jobs.wanted(left.name)) != "":
+                shutil.rmtree(left, ignore_errors=True)
         self._insist(lambda: self.jobs.release(self.name))  # what an engine of this name held when it died
         threading.Thread(target=self._beat, daemon=True).start()
         try:
@@ -192,12 +198,17 @@ class Engine:
                 self._do(claimed, orders, folders, watch)
             except Stopped:
                 log.info("stopped", extra={"jobs": [job.id for job in claimed]})
+                for job in claimed:
+                    if not watch.quitting and self._insist(lambda job=job: self.jobs.wanted(job.id)) != "":
+                        self._clear(job)
             except Exception as error:
                 self._failed(claimed, error)
         self.watch = None
 
     def _do(self, claimed: list[Job], orders: list[Order], folders: list[Path], watch: Watch) -> None:
         for job, order, folder in zip(claimed, orders, folders, strict=True):
+            (self.latents / job.id).mkdir(exist_ok=True)
+            (folder / LATENTS).symlink_to(self.latents / job.id)
             for name in order.inputs:
                 self.store.fetch(f"{job.id}/inputs/{name}", folder / name)
         if len(claimed) == 1:
@@ -221,7 +232,7 @@ class Engine:
             self.store.remove(folder)
             raise
         if self._insist(lambda: self.jobs.complete(job.id, claim, folder, facts, self.keep)):
-            self.store.remove(f"{job.id}/inputs")
+            self._clear(job)
             log.info("completed", extra={"job": job.id})
         else:  # cancelled or deleted meanwhile
             self.store.remove(job.id if self.jobs.wanted(job.id) is None else folder)
@@ -234,7 +245,12 @@ class Engine:
 
     def _end(self, job: Job, code: str, message: str) -> None:
         if self._insist(lambda: self.jobs.fail(job.id, str(job.claim), code, message)):
-            self.store.remove(f"{job.id}/inputs")
+            self._clear(job)
+
+    def _clear(self, job: Job) -> None:
+        """Removes what only its making needed."""
+        self.store.remove(f"{job.id}/inputs")
+        shutil.rmtree(self.latents / job.id, ignore_errors=True)
 
     def _insist(self, change: Any) -> Any:
         """Asks a database until it answers, for as long as that may help."""

@@ -15,6 +15,7 @@ from worldline.media.write import write_image, write_video
 from worldline.serve.orders import Facts
 
 VIDEO, THUMBNAIL, SPRITES = "video.mp4", "thumbnail.webp", "spritesheet.jpg"
+LATENTS = "latents"  # a folder beside them, which outlives an attempt
 SHOWN = 16  # frames of a spritesheet
 SIDE = 256  # pixels of a thumbnail's longer side
 

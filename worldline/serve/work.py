@@ -16,7 +16,7 @@ from worldline.generate.pipeline import Pipeline, Progress, load
 from worldline.generate.result import Result
 from worldline.generate.storyboard import storyboard
 from worldline.media.read import Video, read_image, read_video
-from worldline.serve.files import Done, Made, write_files
+from worldline.serve.files import LATENTS, Done, Made, write_files
 from worldline.serve.orders import Order
 
 
@@ -47,7 +47,7 @@ class Painter:
 def make(pipeline: Pipeline, order: Order, folder: Path, progress: Progress, max_bytes: int) -> Made:
     """Calls the verb of an order, whose inputs lie in `folder`. Raises UserError as the verb.
 
-    What takes several passes of a long video keeps its latents in `folder` as well, and goes on there.
+    Latents of a video that is made of words and pictures are kept in LATENTS of it, and it goes on there.
     """
     settings, about = _settings(order), order.about
     if order.verb in ("generate", "animate"):
@@ -85,9 +85,7 @@ def _generated(pipeline: Pipeline, order: Order, folder: Path, settings: dict[st
     bridge = order.about.get("bridge", 0)
     settings["frames"] -= bridge
     request = pipeline.request(order.prompt, **settings)
-    latents = folder / "latents"
-    latents.mkdir(exist_ok=True)
-    frames = pipeline.stretch(request, image, progress=progress, store=latents)
+    frames = pipeline.stretch(request, image, progress=progress, store=folder / LATENTS)
     if not bridge:
         return Made(frames, request.fps, pipeline.record(request, image=image is not None))
     clip = Video(np.stack(list(frames)), request.fps)
