@@ -189,6 +189,17 @@ def test_a_glimpse_is_of_what_the_step_expects(micro_parts: Parts) -> None:
         assert np.abs(seen[0][index].astype(int) - result.frames[0]).max() > 1
 
 
+def test_a_glimpse_is_never_of_another_video(micro_parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(micro_parts, device="cpu", dtype=torch.float32)
+    pipeline.glimpses = True
+    monkeypatch.setattr(pipeline_module, "MAX_PACKED", 1)  # one sequence each
+    prompts = [pipeline.request(prompt, frames=1) for prompt in ("a red ball", "a ball rolls")]
+    seen = []
+    made = pipeline.together(prompts, lambda done, total: seen.append([pipeline.glimpse(index) for index in (0, 1)]))
+    assert [[frame is not None for frame in step] for step in seen] == [[True, False]] * 3 + [[False, True]] * 3
+    assert np.abs(seen[-1][1].astype(int) - made[1].frames[0]).max() <= 1
+
+
 def test_reconstruction_keeps_any_size(pipeline: Pipeline) -> None:
     clip = np.random.default_rng(1).integers(0, 256, (6, 20, 33, 3)).astype(np.uint8)
     again = pipeline.reconstruct(clip)

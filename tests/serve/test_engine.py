@@ -47,7 +47,7 @@ def test_jobs_of_one_kind_are_packed_and_others_are_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (UserError("--size 9x9: no"), "invalid_request", "--size 9x9: no"),
+        (UserError("--size 9x9: no"), "invalid_request", "size 9x9: no"),
         (MemoryError(), "out_of_memory", "smaller size"),
         (RuntimeError("CUDA out of memory"), "out_of_memory", "smaller size"),
         (OSError(28, "No space left on device"), "storage_error", "No space left"),
@@ -139,7 +139,8 @@ class Leaving(Fake):
         mark = folder / LATENTS / "mark"
         self.found = [*getattr(self, "found", []), mark.exists()]
         mark.touch()
-        watch.quitting = len(self.found) == 1
+        if len(self.found) == 1:
+            watch.stopping.set()
         return super().do(order, folder, watch)
 
 
@@ -148,12 +149,8 @@ def test_what_an_attempt_left_is_there_for_the_next_and_then_gone(tmp_path: Path
         name = server.create()["id"]
         settings, worker = settings_of(tmp_path / "data"), Leaving()
         engine = Engine(settings, Model(None, settings.limits), worker, "test")
-        thread = threading.Thread(target=engine.run)
-        thread.start()
-        while not getattr(worker, "found", []):
-            threading.Event().wait(0.01)
-        engine.stop()
-        thread.join()
+        engine.run()
+        assert server.client.get(f"/v1/videos/{name}").json()["status"] == "queued"
         engine.stopping.clear()
         thread = threading.Thread(target=engine.run)
         thread.start()

@@ -133,6 +133,7 @@ class Pipeline:
         self.timings: dict[str, float] = {}
         self.glimpses = False  # whether `glimpse` is asked for
         self._expected: Callable[[], list[Tensor]] | None = None
+        self._before = 0  # videos that were drawn in sequences before the one in work
         self._cuts: dict[tuple[int, int], Cut] = {}
 
     def save_pretrained(
@@ -265,11 +266,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def glimpse(self, index: int = 0) -> np.ndarray | None:
-        """What the step in work expects of the `index`th video of its sequence: a frame uint8 (H, W, 3) of its middle,
-        None before the first step. For those who set `glimpses`."""
-        if self._expected is None:
+        """What the step in work expects of the `index`th of the videos that are asked for: a frame uint8 (H, W, 3) of
+        its middle, None where it is not in work. For those who set `glimpses`."""
+        expected = [] if self._expected is None else self._expected()
+        if not 0 <= index - self._before < len(expected):
             return None
-        latents = self._expected()[index]
+        latents = expected[index - self._before]
         middle = latents.shape[1] // 2
         return next(self.decode([latents[:, middle : middle + 1]]))[0]
 
@@ -461,12 +463,16 @@ class Pipeline:
         size = max(1, MAX_PACKED // each)
         groups = [slice(start, start + size) for start in range(0, len(prompts), size)]
         videos: list[np.ndarray] = []
-        for index, group in enumerate(groups):
-            total = drawing.steps * len(groups)
-            done = drawing.steps * index
-            step = (lambda i, done=done, total=total: progress(done + i, total)) if progress else None
-            latents = self.sample(prompts[group], seeds[group], drawing, condition, step)
-            videos += [np.concatenate(list(self.decode([latent]))) for latent in latents]
+        try:
+            for index, group in enumerate(groups):
+                total = drawing.steps * len(groups)
+                done = drawing.steps * index
+                self._before = group.start
+                step = (lambda i, done=done, total=total: progress(done + i, total)) if progress else None
+                latents = self.sample(prompts[group], seeds[group], drawing, condition, step)
+                videos += [np.concatenate(list(self.decode([latent]))) for latent in latents]
+        finally:
+            self._before = 0
         if canvas is None:
             return videos
         return [np.stack(list(canvas.padded(self.grid).restored([video]))) for video in videos]
@@ -501,6 +507,7 @@ class Pipeline:
             latent.width,
         )
         condition = none(size) if condition is None else condition
+        self._expected = None
         with self._timed("text"):
             words = [suffixed(prompt, drawing.prompt_suffix) for prompt in prompts]
             others = drawing.copies(known=bool(condition.mask.any())) - 1

@@ -25,6 +25,7 @@ from worldline.serve.files import LATENTS, Done
 from worldline.serve.jobs import LEASE, Job, Jobs
 from worldline.serve.moderation import moderator, verdict
 from worldline.serve.orders import Model, Order
+from worldline.serve.refusals import from_user_error
 from worldline.serve.settings import Settings
 from worldline.serve.store import Store
 
@@ -59,12 +60,14 @@ class Watch:
     It is called at every step. A thread renews the claim where steps are long.
     """
 
-    def __init__(self, jobs: Jobs, claimed: Sequence[Job], worker: Worker, passes: int = 1) -> None:
+    def __init__(
+        self, jobs: Jobs, claimed: Sequence[Job], worker: Worker, stopping: threading.Event, passes: int = 1
+    ) -> None:
         self.jobs, self.claim, self.worker, self.passes = jobs, str(claimed[0].claim), worker, passes
+        self.stopping = stopping  # of the engine
         self.names = [job.id for job in claimed]
         self.live = set(self.names)
         self.lock = threading.Lock()
-        self.quitting = False
         self.done = self.earlier = 0
         self.began: float | None = None  # when the first step was done: what came before was no step
         self.beaten = self.glimpsed = time.monotonic()
@@ -87,7 +90,7 @@ class Watch:
 
     def check(self) -> None:
         """Raises Stopped where nothing is left to do."""
-        if self.quitting or not self.live:
+        if self.stopping.is_set() or not self.live:
             raise Stopped
 
     def renew(self, **seen: Any) -> None:
@@ -166,8 +169,6 @@ class Engine:
     def stop(self) -> None:
         """Asks it to stop at the next step; what it had begun is put back."""
         self.stopping.set()
-        if self.watch is not None:
-            self.watch.quitting = True
 
     def put_back(self) -> None:
         """Leaves nothing that waits for this engine."""
@@ -187,22 +188,20 @@ class Engine:
 
     def _work(self, claimed: list[Job]) -> None:
         orders = [Order.read(job.work) for job in claimed]
-        self.watch = watch = Watch(self.jobs, claimed, self.worker, orders[0].passes)
+        self.watch = watch = Watch(self.jobs, claimed, self.worker, self.stopping, orders[0].passes)
         log.info("taken", extra={"jobs": [job.id for job in claimed], "verb": orders[0].verb})
-        with ExitStack() as stack:
-            folders = [
-                Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.scratch, ignore_cleanup_errors=True)))
-                for _ in claimed
-            ]
-            try:
+        try:
+            with ExitStack() as stack:
+                place: dict[str, Any] = {"dir": self.scratch, "ignore_cleanup_errors": True}
+                folders = [Path(stack.enter_context(tempfile.TemporaryDirectory(**place))) for _ in claimed]
                 self._do(claimed, orders, folders, watch)
-            except Stopped:
-                log.info("stopped", extra={"jobs": [job.id for job in claimed]})
-                for job in claimed:
-                    if not watch.quitting and self._insist(lambda job=job: self.jobs.wanted(job.id)) != "":
-                        self._clear(job)
-            except Exception as error:
-                self._failed(claimed, error)
+        except Stopped:
+            log.info("stopped", extra={"jobs": [job.id for job in claimed]})
+            for job in claimed:
+                if self._insist(lambda job=job: self.jobs.wanted(job.id)) != "":  # else it is to be done again
+                    self._clear(job)
+        except Exception as error:
+            self._failed(claimed, error)
         self.watch = None
 
     def _do(self, claimed: list[Job], orders: list[Order], folders: list[Path], watch: Watch) -> None:
@@ -248,9 +247,12 @@ class Engine:
             self._clear(job)
 
     def _clear(self, job: Job) -> None:
-        """Removes what only its making needed."""
-        self.store.remove(f"{job.id}/inputs")
+        """Removes what only its making needed; what a store does not give up now is swept later."""
         shutil.rmtree(self.latents / job.id, ignore_errors=True)
+        try:
+            self.store.remove(f"{job.id}/inputs")
+        except Exception as error:  # each kind of store has its own
+            log.warning("not removed", extra={"job": job.id, "reason": type(error).__name__})
 
     def _insist(self, change: Any) -> Any:
         """Asks a database until it answers, for as long as that may help."""
@@ -269,7 +271,11 @@ def reason_of(error: Exception) -> tuple[str, str]:
     text = str(error)
     if isinstance(error, UserError):
         full = "No space left" in text or "File too large" in text or "quota" in text.lower()
-        return ("storage_full", "the server has no space left for the video") if full else ("invalid_request", text)
+        return (
+            ("storage_full", "the server has no space left for the video")
+            if full
+            else ("invalid_request", from_user_error(error).message)
+        )
     if isinstance(error, OSError):
         return "storage_error", f"the server could not write or read a file ({error.strerror or type(error).__name__})"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text):
