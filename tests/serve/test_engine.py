@@ -223,6 +223,9 @@ def test_a_log_is_one_json_object_a_line() -> None:
         (["--api-keys", "/nowhere/keys"], "--api-keys"),
         (["--data-dir", "/dev/null/x"], "--data-dir"),
         (["--batch", "0"], "--batch"),
+        (["--port", "99999"], "65535"),
+        (["--store", "nothing://x"], "--store"),
+        (["--database-url", "postgresql://127.0.0.1:1/x"], "cannot be opened"),
     ],
 )
 def test_a_server_that_cannot_be_says_why_and_does_not_start(

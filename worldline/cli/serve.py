@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from worldline.cli.parser import Parser, Verbs, add_verb, note, number
+from worldline.cli.parser import Parser, Verbs, add_verb, emit, number
 from worldline.errors import UserError
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -76,8 +76,13 @@ def _add_place(parser: Parser) -> None:
 def run_serve(args: argparse.Namespace) -> None:
     """Check everything, then listen until a signal comes."""
     uvicorn = _extra("uvicorn")
+    from worldline.generate.request import check_range
     from worldline.serve.settings import Limits
 
+    check_range("--port", args.port, 0, 65535, whole=True)
+    check_range("--engines", args.engines, 0, 64, whole=True)
+    check_range("--queue", args.queue, 1, 10**6, whole=True)
+    check_range("--max-body", args.max_body, 1, 10**5, whole=True)
     limits = Limits(queue=args.queue, pixels=args.max_pixels, seconds=args.max_seconds, body=args.max_body * 10**6)
     settings, model = _opened(args, limits)
     if args.host not in LOCAL and not settings.keys and not args.insecure:
@@ -92,7 +97,9 @@ def run_serve(args: argparse.Namespace) -> None:
     engines = Engines(_engine_command(args), args.engines, settings.database_url) if args.engines else None
     app = create_app(settings, model, engines)
     log_to_stderr()
-    note(f"{model.name} at http://{args.host}:{args.port}/v1, data in {settings.data_dir}")
+    data = {"url": f"http://{args.host}:{args.port}/v1", "model": model.name, "data_dir": str(settings.data_dir)}
+    emit(args, data, f"{model.name} at {data['url']}, data in {settings.data_dir}")
+    sys.stdout.flush()
     uvicorn.run(
         app, host=args.host, port=args.port, log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=5, h11_max_incomplete_event_size=64 << 10,
@@ -117,14 +124,16 @@ def run_worker(args: argparse.Namespace) -> None:
 
 def _opened(args: argparse.Namespace, limits: Any) -> tuple[Any, Any]:
     """Settings and model; raises UserError before anything is started."""
+    from worldline.generate.request import check_range
     from worldline.serve.orders import Model
     from worldline.serve.settings import LOOPBACK, settings_of
 
-    if args.batch < 1:
-        raise UserError("--batch: the nearest valid value is 1")
+    check_range("--batch", args.batch, 1, 1000, whole=True)
+    check_range("--keep", args.keep, 0, 10**6)
     about = {"limits": limits, "moderation": args.moderation}
     about |= {"fetch_urls": getattr(args, "fetch_urls", False)}
-    about |= {"hosts": (*LOOPBACK, *getattr(args, "allow_host", []))}
+    hosts = [getattr(args, "host", ""), *getattr(args, "allow_host", [])]
+    about |= {"hosts": (*LOOPBACK, *(host.lower() for host in hosts if host))}
     model = Model(args.model, limits)
     settings = settings_of(args.data_dir, args.database_url, args.store, getattr(args, "api_keys", None), **about)
     return settings, model

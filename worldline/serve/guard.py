@@ -109,11 +109,11 @@ class Guard:
 def foreign(headers: Headers, hosts: Iterable[str]) -> Refused | None:
     """Where there are no keys a web page must not use the server behind its reader's back: neither by sending a form
     across sites, nor by a name of its own that it points here."""
-    host = headers.get("host", "")
+    host = headers.get("host", "").lower()
     if host.rpartition(":")[0] not in hosts and host not in hosts:
         return Refused(403, "host: not a name of this server; start it with keys, or with --allow-host", code="host")
     origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != host:
+    if origin is not None and origin.lower().partition("://")[2] != host:
         return Refused(403, "origin: another site; start the server with keys to allow it", code="origin")
     return None
 

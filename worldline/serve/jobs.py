@@ -40,6 +40,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from worldline.errors import UserError
+
 LEASE = 10.0  # seconds after which an engine that says nothing is thought dead
 MAX_ATTEMPTS = 5  # a job under which so many engines died is at fault itself
 BUSY = 15.0  # seconds to wait for another writer of an SQLite file
@@ -345,16 +347,23 @@ def _ending(code: str, message: str) -> dict[str, Any]:
 
 
 def open_database(url: str) -> Engine:
-    """The database at an SQLAlchemy URL, its tables made where they are not yet there."""
+    """The database at an SQLAlchemy URL, its tables made where they are not yet there. Raises UserError."""
     sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY}} if sqlite else {"pool_size": 20, "pool_timeout": 10}
-    engine = create_engine(url, pool_pre_ping=not sqlite, hide_parameters=True, **options)
+    try:
+        engine = create_engine(url, pool_pre_ping=not sqlite, hide_parameters=True, **options)
+    except ImportError:
+        raise UserError("--database-url: needs the extra postgres; pip install 'worldline[postgres]'") from None
     if sqlite:
         event.listen(engine, "connect", _durable)
     try:
         metadata.create_all(engine)
-    except DBAPIError:  # another process made them in between
-        metadata.create_all(engine)
+    except DBAPIError:  # another process may have made them in between
+        try:
+            metadata.create_all(engine)
+        except DBAPIError as error:
+            where = engine.url.render_as_string(hide_password=True)
+            raise UserError(f"--database-url {where}: cannot be opened ({type(error.orig).__name__})") from None
     return engine
 
 

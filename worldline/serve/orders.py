@@ -101,7 +101,8 @@ class Model:
     def __init__(self, path: str | Path | None, limits: Limits) -> None:
         """Raises UserError for what is no model folder; nothing is loaded."""
         self.folder, self.limits = layout.check(path), limits
-        self.name = Path(path).name if path is not None else self.folder.name
+        hub = path is not None and not Path(path).exists()
+        self.name = Path(path or "").name if hub else self.folder.resolve().name
         self.values = layout.defaults(self.folder)
         self.grid, _, self.pictures = layout.traits(self.folder)
         self.defaults = Request("", **known_defaults(self.values), grid=self.grid)

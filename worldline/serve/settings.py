@@ -78,7 +78,8 @@ def settings_of(
     """Settings whose folders exist; `keys` is a file beside what the environment names. Raises UserError."""
     folder = Path(data_dir).absolute()
     try:
-        (folder / "scratch").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what people asked for is theirs
+        (folder / "scratch").mkdir(exist_ok=True)
         (folder / "engines").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"--data-dir {folder}: cannot be made ({error.strerror}); choose another folder") from None

@@ -12,14 +12,20 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from worldline.errors import UserError
+
 
 class Store:
     """The files of a server. Keys are made by the server alone, never from what a client sent."""
 
     def __init__(self, url: str) -> None:
+        """Raises UserError for a URL whose kind is not known, or whose package is not installed."""
         from fsspec.core import url_to_fs
 
-        self.fs, self.root = url_to_fs(url)
+        try:
+            self.fs, self.root = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"--store {url[:80]}: {error}") from None
         self.folder = Path(self.root) if "file" in _protocols(self.fs) else None
 
     def put(self, file: Path, key: str) -> None:
