@@ -279,6 +279,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 STRETCHES = {"keep[0][0]": "0", "keep[0][1]": "0.5", "keep[1][0]": "0.75", "keep[1][1]": "1"}
 
 
+@pytest.fixture(scope="module")
+def source(server: Served, clip: bytes) -> str:
+    """The id of a video as large as the clip."""
+    made = server.client.post("/v1/videos/edits", files={"prompt": (None, "a ball"), "video": clip}).json()
+    return str(server.wait(made["id"])["id"])
+
+
 @pytest.mark.parametrize(
     ("fields", "frames"),
     [
@@ -291,25 +298,21 @@ STRETCHES = {"keep[0][0]": "0", "keep[0][1]": "0.5", "keep[1][0]": "0.75", "keep
     ],
 )  # fmt: skip
 def test_edits_take_a_file_or_a_video_that_is_here(
-    server: Served, clip: bytes, fields: dict[str, str], frames: int
+    server: Served, clip: bytes, source: str, fields: dict[str, str], frames: int
 ) -> None:
-    source = server.client.post(
-        "/v1/videos/edits", files={"prompt": (None, "a ball"), "video": clip, "edit": (None, "remix")}
-    ).json()
-    server.wait(source["id"])
     sent: dict[str, Any] = {name: (None, value) for name, value in fields.items()}
     if "second" in sent:
         sent["second"] = clip
     if "mask" in sent:
         sent["mask"] = picture(48, 32)
-    for video in ({"video": clip}, {"video[id]": (None, source["id"])}):
+    for video in ({"video": clip}, {"video[id]": (None, source)}):
         answer = server.client.post("/v1/videos/edits", files={"prompt": (None, "a ball"), **video, **sent})
         assert answer.status_code == 200, answer.text
         made = answer.json()
         assert made["worldline"]["edit"] == fields["edit"]
         assert made["worldline"]["frames"] == frames
         if "video[id]" in video:
-            assert made["worldline"]["made_from"] == [source["id"]]
+            assert made["worldline"]["made_from"] == [source]
         assert server.wait(made["id"])["status"] == "completed"
 
 
