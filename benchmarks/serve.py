@@ -34,7 +34,7 @@ def server(folder: Path, *more: str) -> Iterator[tuple[httpx2.Client, subprocess
         port = free.getsockname()[1]
     words = ["-m", "worldline.cli", "serve", "--port", str(port), "--data-dir", str(folder), *more]
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
     try:
         while True:

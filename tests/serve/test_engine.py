@@ -20,6 +20,7 @@ from worldline.errors import UserError
 from worldline.serve.engine import Engine, Watch, named
 from worldline.serve.files import LATENTS, Done
 from worldline.serve.guard import Lines
+from worldline.serve.keeper import Engines
 from worldline.serve.moderation import moderator, verdict
 from worldline.serve.orders import Model, Order
 from worldline.serve.settings import read_keys, settings_of
@@ -160,6 +161,20 @@ def test_what_an_attempt_left_is_there_for_the_next_and_then_gone(tmp_path: Path
         engine.jobs.engine.dispose()
         assert worker.found == [False, True]
         assert list((tmp_path / "data" / "scratch" / "latents").iterdir()) == []
+
+
+def test_engines_are_started_again_and_know_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLDLINE_API_KEYS", "a-key-of-the-test")
+    told = tmp_path / "told"
+    code = (
+        f"import os; open({str(told)!r}, 'a').write(str(sorted(k for k in os.environ if 'WORLDLINE' in k)) + chr(10))"
+    )
+    engines = Engines([sys.executable, "-c", code], 1, "sqlite:///x")
+    engines.start()
+    while not told.exists() or len(told.read_text().splitlines()) < 3:
+        threading.Event().wait(0.02)
+    engines.stop()
+    assert set(told.read_text().splitlines()) == {"['WORLDLINE_DATABASE_URL']"}
 
 
 def test_an_engine_keeps_its_name_and_shares_it_with_no_other(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def run_worker(args: argparse.Namespace) -> None:
     from worldline.serve.engine import run
     from worldline.serve.work import Painter
 
-    os.nice(5)  # those who ask come first
+    os.nice(10)  # those who ask come first
     keep = args.keep * 3600 or None
     run(settings, model, Painter(model.folder, settings.limits.upload_bytes), args.batch, keep, args.parent)
 
