@@ -59,7 +59,8 @@ def client(tmp_path: Path) -> Iterator[Any]:
     port = free_port()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of OpenAI's own service
-        yield openai.OpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
+        with openai.OpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0) as client:
+            yield client
 
 
 def fetched(client: Any, name: str, folder: Path) -> Path:
