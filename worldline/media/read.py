@@ -38,6 +38,7 @@ FORMATS = (
 ITU709, UNSPECIFIED = 1, 2
 # Start and duration in seconds (None, 0 where the file does not say) and pixels uint8 (H, W, 3).
 Timed = tuple[Fraction | None, Fraction, np.ndarray]
+Turn = tuple[bool, bool, bool]  # rows and columns change places; then left and right; then top and bottom
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,18 @@ def iter_frames(path: str | Path, max_pixels: int = MAX_PIXELS, fps: Fraction | 
     if _is_picture(path):
         yield from _at_rate(_picture_frames(path, max_pixels), fps or probe(path, max_pixels).fps)
         return
-    with _open(path, max_pixels) as container:
+    with open_container(path, max_pixels) as container:
         stream = container.streams.video[0]
-        yield from _at_rate(_timed_frames(container, stream, path, max_pixels), fps or _rate(stream))
+        yield from _at_rate(_timed_frames(container, stream, path, max_pixels), fps or rate_of(stream))
 
 
 def probe(path: str | Path, max_pixels: int = MAX_PIXELS) -> Info:
     """What the header and the first frame say. Raises UserError for anything that is not a readable video."""
     if _is_picture(path):
         return _probe_picture(path, max_pixels)
-    with _open(path, max_pixels) as container:
+    with open_container(path, max_pixels) as container:
         stream = container.streams.video[0]
-        rate = _rate(stream)
+        rate = rate_of(stream)
         *_, first = next(_timed_frames(container, stream, path, max_pixels))
         seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
         if seconds is None and container.duration:
@@ -156,7 +157,7 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 # ---- video through PyAV ----------------------------------------------------------------------------
 
 
-def _open(path: str | Path, max_pixels: int) -> InputContainer:
+def open_container(path: str | Path, max_pixels: int) -> InputContainer:
     import av
 
     _require_file(path)
@@ -181,7 +182,7 @@ def _open(path: str | Path, max_pixels: int) -> InputContainer:
     return container
 
 
-def _rate(stream: VideoStream) -> Fraction:
+def rate_of(stream: VideoStream) -> Fraction:
     """The constant rate a file is read at: the grid of its timestamps if plausible, else the average.
 
     `base_rate` is the coarsest grid on which all timestamps lie. For truly variable files that grid is
@@ -199,13 +200,13 @@ def _timed_frames(container: InputContainer, stream: VideoStream, path: str | Pa
     """Frames in display order; damaged packets are skipped as players do, but not a whole file."""
     size: tuple[int, int] | None = None
     last_error: Exception | None = None
-    for frame in _decode(container, stream):
+    for frame in decoded(container, stream):
         if isinstance(frame, Exception):
             last_error = frame
             continue
         _check_size(path, frame.width, frame.height, max_pixels)
-        size = size or _square_pixel_size(stream, frame)
-        pixels = _upright(frame, stream, _rgb(frame, *size))
+        size = size or shown_size(stream, frame)
+        pixels = np.ascontiguousarray(upright(_rgb(frame, *size), turn_of(frame, stream)))
         pixels = _crop_to_record(pixels, container.metadata)
         tick = frame.time_base or Fraction(0)
         time = frame.pts * tick if frame.pts is not None and tick else None
@@ -215,7 +216,7 @@ def _timed_frames(container: InputContainer, stream: VideoStream, path: str | Pa
         raise UserError(f"{path}: {reason}; use a complete video file") from last_error
 
 
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | Exception]:
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | Exception]:
     """Frames, and the errors met between them (a truncated file ends with one)."""
     import av
 
@@ -236,7 +237,7 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[av.Video
             yield error
 
 
-def _square_pixel_size(stream: VideoStream, frame: av.VideoFrame) -> tuple[int, int]:
+def shown_size(stream: VideoStream, frame: av.VideoFrame) -> tuple[int, int]:
     """(width, height) with square pixels, as anamorphic footage is shown."""
     aspect = stream.sample_aspect_ratio
     if not aspect or aspect <= 0 or not Fraction(1, 8) <= aspect <= 8:
@@ -268,8 +269,8 @@ def _over_background(pixels: np.ndarray) -> np.ndarray:
     return np.round(blended).astype(np.uint8)
 
 
-def _upright(frame: av.VideoFrame, stream: VideoStream, pixels: np.ndarray) -> np.ndarray:
-    """Applies the display matrix (ISO 14496-12, 8.5.2: x' = a x + c y, y' = b x + d y) in quarter turns."""
+def turn_of(frame: av.VideoFrame, stream: VideoStream) -> Turn:
+    """The display matrix (ISO 14496-12, 8.5.2: x' = a x + c y, y' = b x + d y) in quarter turns."""
     from av.sidedata.sidedata import Type
 
     matrix = cast(Any, frame.side_data).get(Type.DISPLAYMATRIX)
@@ -278,15 +279,19 @@ def _upright(frame: av.VideoFrame, stream: VideoStream, pixels: np.ndarray) -> n
     else:  # older files carry clockwise degrees as a tag instead
         quarter = {"90": (0, 1, -1, 0), "180": (-1, 0, 0, -1), "270": (0, -1, 1, 0)}
         a, b, c, d = quarter.get(stream.metadata.get("rotate", ""), (1, 0, 0, 1))
-    if abs(b) > abs(a):
-        pixels, right, down = pixels.transpose(1, 0, 2), c, b
-    else:
-        right, down = a, d
-    if right < 0:
+    swapped = abs(b) > abs(a)
+    right, down = (c, b) if swapped else (a, d)
+    return swapped, right < 0, down < 0
+
+
+def upright(pixels: np.ndarray, turn: Turn) -> np.ndarray:
+    """A view of `pixels` (H, W, ...) as a player shows them."""
+    swapped, mirrored, upside_down = turn
+    if swapped:
+        pixels = pixels.swapaxes(0, 1)
+    if mirrored:
         pixels = pixels[:, ::-1]
-    if down < 0:
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels[::-1] if upside_down else pixels
 
 
 def _crop_to_record(pixels: np.ndarray, tags: dict[str, str]) -> np.ndarray:

@@ -1,0 +1,299 @@
+"""Near-duplicates within and across files: found by a perceptual hash and its buckets, confirmed picture by picture.
+
+A clip is known by six tiny pictures of it, spread evenly over its length. Their lowest frequencies are hashed with
+random hyperplanes (Charikar 2002) into tables; clips that share a bucket are candidates, and the number of those looked
+at is bounded, so the work is linear in the number of clips. A candidate is confirmed only if, laid over the other clip
+where it fits best (crops move and scale it), both what stands still and what moves agree nearly everywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+
+from worldline.records import Clip, Crop, Decision
+
+PICTURES = 6  # of a clip
+SIDE = 32  # of the longer side of a tiny picture
+LOW = 5  # frequencies across and down that are hashed
+TABLES, BITS = 24, 18
+MOST_CANDIDATES = 32  # of one clip
+# Windows of a clip that another may have been cropped to: (left, top, width, height) as shares.
+_SIZES = (0.92, 0.84, 0.76, 0.68)
+WINDOWS = tuple(
+    (left * (1 - size), top * (1 - size), size, size) for size in _SIZES for left, top in ((0.5, 0.5),)
+) + tuple((left * 0.15, top * 0.15, 0.85, 0.85) for left in (0, 1) for top in (0, 1))
+
+
+@dataclass(frozen=True)
+class Print:
+    """What is kept of a clip to compare it: uint8 (PICTURES, 2, h, w), luma and the largest of the three colours."""
+
+    pictures: np.ndarray
+
+    def encode(self) -> dict[str, object]:
+        return {"shape": list(self.pictures.shape), "bytes": base64.b85encode(self.pictures.tobytes()).decode()}
+
+    @staticmethod
+    def decode(record: dict[str, object]) -> Print:
+        raw = np.frombuffer(base64.b85decode(str(record["bytes"])), np.uint8)
+        return Print(raw.reshape(record["shape"]))  # type: ignore[call-overload]
+
+
+def tiny(picture: np.ndarray) -> np.ndarray:
+    """uint8 (2, h, w) of a picture uint8 (h, w, 3) BGR. The largest colour is what a change of hue leaves alone."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = SIDE / max(height, width)
+    size = max(8, round(width * scale)), max(8, round(height * scale))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return np.stack([cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), small.max(2)])
+
+
+def print_of(frames: list[np.ndarray], times: np.ndarray, crop: Crop | None, size: tuple[int, int]) -> Print:
+    """The print of a clip, from the tiny pictures of its frames and their times (frames + 1,), without its bars."""
+    moments = times[0] + (np.arange(PICTURES) + 0.5) / PICTURES * (times[-1] - times[0])
+    chosen = np.searchsorted(times[:-1], moments, side="right") - 1
+    pictures = np.stack([frames[i] for i in chosen])
+    if crop:
+        left, top, width, height = crop[0] / size[0], crop[1] / size[1], crop[2] / size[0], crop[3] / size[1]
+        pictures = _window(pictures, (left, top, width, height), (crop[2], crop[3]))
+    return Print(pictures)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Keeps one of the clips that show the same: the one of most pixels, then of most frames."""
+
+    name: ClassVar[str] = "duplicates"
+
+    agree: float = 0.8  # correlation, of what stands still and of what moves
+
+    def decide(self, clips: Iterable[tuple[Clip, Print]]) -> dict[tuple[str, str], Clip]:
+        """(id, source) -> the clip with this stage's decision; clips dropped before are not looked at."""
+        order = sorted(clips, key=lambda item: (-item[0].size[0] * item[0].size[1], -item[0].frames, _key(item[0])))
+        index = _Index()
+        out = {}
+        for clip, look in order:
+            match = next((kept for kept, other in index.near(look) if same(look, other, self.agree)), None)
+            if match is None:
+                index.add(clip, look)
+                out[_key(clip)] = replace(clip, decisions=(*clip.decisions, Decision(self.name, True)))
+                continue
+            reason = f"shows the same as {match.id} of {match.source}"
+            decisions = (*clip.decisions, Decision(self.name, False, reason))
+            changes = {"kept": False, "reason": f"{self.name}: {reason}", "duplicate_of": match.id}
+            out[_key(clip)] = replace(clip, decisions=decisions, **changes)
+        return out
+
+
+def _key(clip: Clip) -> tuple[str, str]:
+    return clip.id, clip.source
+
+
+# ---- candidates ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Index:
+    """Buckets of the clips that were kept: whole clips, and windows of them."""
+
+    kept: list[tuple[Clip, Print]] = field(default_factory=list)
+    whole: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    windows: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, clip: Clip, look: Print) -> None:
+        number = len(self.kept)
+        self.kept.append((clip, look))
+        for key in set(_keys(_whole(look))):
+            self.whole[key].append(number)
+        for key in set(_keys(_windows(look))):
+            self.windows[key].append(number)
+
+    def near(self, look: Print) -> list[tuple[Clip, Print]]:
+        """Kept clips that share a bucket, those that share most first; a window is held against whole clips only."""
+        whole, windows = set(_keys(_whole(look))), set(_keys(_windows(look)))
+        shared = Counter(number for key in whole for number in self.whole.get(key, ())[-MOST_CANDIDATES:])
+        shared.update(number for key in whole for number in self.windows.get(key, ())[-MOST_CANDIDATES:])
+        shared.update(number for key in windows for number in self.whole.get(key, ())[-MOST_CANDIDATES:])
+        best = sorted(shared.items(), key=lambda item: (-item[1], item[0]))[:MOST_CANDIDATES]
+        return [self.kept[number] for number, _ in best]
+
+
+def _whole(look: Print) -> np.ndarray:
+    return _descriptors(look.pictures[None])
+
+
+def _windows(look: Print) -> np.ndarray:
+    shape = look.pictures.shape
+    return _descriptors(np.stack([_window(look.pictures, window, (shape[3], shape[2])) for window in WINDOWS]))
+
+
+def _window(pictures: np.ndarray, window: tuple[float, float, float, float], aspect: tuple[int, int]) -> np.ndarray:
+    """Tiny pictures (..., h, w) of a window given in shares; `aspect` is its width and height in any unit."""
+    import cv2
+
+    height, width = pictures.shape[-2:]
+    scale = SIDE / max(aspect)
+    out = max(8, round(aspect[0] * scale)), max(8, round(aspect[1] * scale))
+    zoom_x, zoom_y = window[2] * width / out[0], window[3] * height / out[1]
+    # Output pixel centres to input pixel centres.
+    matrix = np.array(
+        [
+            [zoom_x, 0, window[0] * width + zoom_x / 2 - 0.5],
+            [0, zoom_y, window[1] * height + zoom_y / 2 - 0.5],
+        ]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    flat = pictures.reshape(-1, height, width)
+    cut = [cv2.warpAffine(one, matrix, out, flags=flags, borderMode=cv2.BORDER_REPLICATE) for one in flat]
+    return np.stack(cut).reshape(*pictures.shape[:-2], out[1], out[0])
+
+
+def _descriptors(pictures: np.ndarray) -> np.ndarray:
+    """(n, PICTURES, 2, h, w) -> (n * 2, PICTURES * (LOW^2 - 1)): lowest frequencies without the mean, of length one."""
+    height, width = pictures.shape[-2:]
+    spectrum = _cosines(height) @ pictures.astype(np.float32) @ _cosines(width).T  # (n, P, 2, LOW, LOW)
+    spectrum = spectrum.reshape(*spectrum.shape[:3], LOW * LOW)[..., 1:]
+    spectrum = spectrum / (np.linalg.norm(spectrum, axis=-1, keepdims=True) + 1e-3)  # each picture counts the same
+    return np.moveaxis(spectrum, 2, 1).reshape(len(pictures) * 2, -1)
+
+
+@cache
+def _cosines(length: int) -> np.ndarray:
+    """(LOW, length): the first rows of the cosine transform, scaled so that lengths compare."""
+    k, x = np.mgrid[:LOW, :length]
+    return (np.cos(np.pi * k * (2 * x + 1) / (2 * length)) / length).astype(np.float32)
+
+
+@cache
+def _planes() -> np.ndarray:
+    rng = np.random.default_rng(20261122)
+    return rng.standard_normal((PICTURES * (LOW * LOW - 1), TABLES * BITS)).astype(np.float32)
+
+
+def _keys(descriptors: np.ndarray) -> list[int]:
+    """A number per table and descriptor, unlike those of other tables; luma and largest colour share the tables."""
+    signs = (descriptors @ _planes() > 0).reshape(-1, TABLES, BITS)
+    codes = signs @ (1 << np.arange(BITS)) + (np.arange(TABLES) << BITS)
+    return [int(code) for code in codes.ravel()]
+
+
+def fingerprint(look: Print) -> str:
+    """64 bits in hex of a clip's luma: signs of its lowest frequencies under fixed random hyperplanes."""
+    signs = _whole(look)[0] @ _planes()[:, :64] > 0
+    return f"{int(signs @ (1 << np.arange(64, dtype=object))):016x}"
+
+
+# ---- confirmation ----------------------------------------------------------------------------------
+
+
+def same(a: Print, b: Print, agree: float) -> bool:
+    """Whether one clip shows the other, or a part of its picture."""
+    return agreement(a, b, agree) >= agree
+
+
+def agreement(a: Print, b: Print, enough: float = 1.0) -> float:
+    """0 to 1: how well the clips agree where they fit best; the search ends at the first fit that is `enough`."""
+    best = _agreement(a.pictures, _fitted(b.pictures, a.pictures.shape[-2:]))
+    for outer, inner in ((a, b), (b, a)):
+        if best >= enough:
+            return best
+        placed = _place(outer.pictures, inner.pictures)
+        if placed is not None:
+            best = max(best, _agreement(*placed))
+    return best
+
+
+def _fitted(pictures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Tiny pictures resized to height and width of others."""
+    import cv2
+
+    if pictures.shape[-2:] == shape:
+        return pictures
+    flat = pictures.reshape(-1, *pictures.shape[-2:])
+    resized = [cv2.resize(one, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR) for one in flat]
+    return np.stack(resized).reshape(*pictures.shape[:-2], *shape)
+
+
+FINE = 2  # how much larger pictures are made to place one in the other
+SCALES = np.arange(0.98, 0.54, -0.02)
+
+
+def _place(outer: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The part of `outer` that `inner` may be a crop of, and `inner` at its size; None where it fits nowhere."""
+    import cv2
+
+    height, width = (side * FINE for side in outer.shape[-2:])
+    ground = _outline(_fitted(outer, (height, width)))
+    best, placed = 0.3, None
+    for scale in SCALES:
+        columns = round(width * scale)
+        rows = round(columns * inner.shape[-2] / inner.shape[-1])
+        if rows > height or min(rows, columns) < 16:
+            continue
+        cut = _fitted(inner, (rows, columns))
+        fit = cv2.matchTemplate(ground, _outline(cut), cv2.TM_CCOEFF_NORMED)
+        _, peak, _, (left, top) = cv2.minMaxLoc(fit)
+        if peak > best:
+            best, placed = peak, (left, top, columns, rows, cut)
+    if placed is None:
+        return None
+    left, top, columns, rows, cut = placed
+    return _fitted(outer, (height, width))[..., top : top + rows, left : left + columns], cut
+
+
+def _outline(pictures: np.ndarray) -> np.ndarray:
+    """float32 (h, w): strength of edges of luma, over all pictures; changes of colour leave it nearly alone."""
+    import cv2
+
+    total = np.zeros(pictures.shape[-2:], np.float32)
+    for picture in pictures[:, 0]:
+        across, down = cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1)
+        total += np.hypot(across, down)
+    return total
+
+
+BLOCKS = 4  # across and down
+NOISE = 2.0  # levels: a block that varies less says nothing
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """The better of luma and largest colour: the smaller agreement of what stands still and of what moves."""
+    return max(_of_channel(a[:, c].astype(np.float32), b[:, c].astype(np.float32)) for c in range(2))
+
+
+def _of_channel(a: np.ndarray, b: np.ndarray) -> float:
+    """a, b (T, h, w). What stands still is the mean over time, what moves the rest."""
+    still = _blockwise(a.mean(0, keepdims=True), b.mean(0, keepdims=True), spatial=True)
+    moves = _blockwise(a - a.mean(0), b - b.mean(0), spatial=False)
+    return min(still, moves)
+
+
+def _blockwise(a: np.ndarray, b: np.ndarray, spatial: bool) -> float:
+    """Correlation block by block, so that each may change its brightness, weighted by how much there is to see.
+
+    The sign of a block does not count: a change of hue can turn light on dark into dark on light.
+    """
+    total = agreed = 0.0
+    gain = np.sqrt((b.var() + 1e-6) / (a.var() + 1e-6))
+    for rows in np.array_split(np.arange(a.shape[1]), BLOCKS):
+        for columns in np.array_split(np.arange(a.shape[2]), BLOCKS):
+            part_a = a[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * gain
+            part_b = b[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            if spatial:
+                part_a, part_b = part_a - part_a.mean(), part_b - part_b.mean()
+            spread_a, spread_b = float(np.sqrt((part_a**2).mean())), float(np.sqrt((part_b**2).mean()))
+            if max(spread_a, spread_b) < NOISE:
+                continue
+            weight = max(spread_a, spread_b)
+            total += weight
+            agreed += weight * abs(float((part_a * part_b).mean())) / (spread_a * spread_b + NOISE**2 / 4)
+    return agreed / total if total else 1.0

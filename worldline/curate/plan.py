@@ -1,0 +1,27 @@
+"""The plan of a curation: which stages, in which order, with which thresholds. Recipes return one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worldline.curate.bars import Bars
+from worldline.curate.duplicates import Duplicates
+from worldline.curate.filters import Exposure, Motion, Sharpness
+from worldline.curate.probe import FAULTS
+from worldline.curate.shots import Shots, Trim
+from worldline.curate.stage import Stage
+
+
+@dataclass(frozen=True)
+class CuratePlan:
+    """Everything that decides about clips; its `repr` names the work, so a changed plan is done anew.
+
+    `refuse` are the names in `probe.FAULTS` and `probe.REMARKS` that quarantine a file. `stages` judge clips in this
+    order; the first that finds a reason names it, all note their scores.
+    """
+
+    refuse: tuple[str, ...] = FAULTS
+    shots: Shots | None = Shots()  # noqa: RUF009
+    trim: Trim = Trim()  # noqa: RUF009
+    stages: tuple[Stage, ...] = (Bars(), Exposure(), Sharpness(), Motion())  # noqa: RUF009
+    duplicates: Duplicates | None = Duplicates()  # noqa: RUF009

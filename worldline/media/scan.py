@@ -1,0 +1,189 @@
+"""One pass over a video for those who measure it: every frame small, its full luma on request, its damage counted.
+
+A file is decoded once, from its start to its end, on one thread; whatever wants to look at it shares the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from worldline.media.read import MAX_PIXELS, Turn, open_container, rate_of, shown_size, turn_of, upright
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+# These decoders hide damage unless they are told to stop at it; the others mark the frames that they patched.
+SILENT_DECODERS = frozenset({"hevc", "mjpeg", "ffv1", "vp9", "av1", "libdav1d"})
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file claims before a frame is decoded. Zero and empty stand for what it does not say."""
+
+    container: str
+    codec: str
+    pixel_format: str
+    bit_depth: int
+    rate: Fraction  # the constant one at which `media.read` reads it
+    frames: int
+    seconds: float  # the longest claim of the file
+    video_seconds: float  # the claim for its pictures
+    colour: str  # matrix/transfer/range
+    audio: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One frame of the pass, upright and with square pixels."""
+
+    index: int
+    seconds: float  # after the first frame
+    picture: np.ndarray  # uint8 (h, w, 3) BGR, its short side as the scan was told
+    size: tuple[int, int]  # width and height as shown
+    turn: Turn
+    frame: VideoFrame
+
+    def luma(self) -> np.ndarray:
+        """All luma samples as shown, uint8 (H, W), full range; W or H differs from `size` if pixels are not square."""
+        return upright(_luma(self.frame), self.turn)
+
+
+class Scan:
+    """A pass over one file: iterate once, then read what was counted.
+
+    Raises UserError when the file is missing or not a readable video; what goes wrong after that is counted.
+    """
+
+    def __init__(self, path: str | Path, short_side: int, max_pixels: int = MAX_PIXELS) -> None:
+        self.container = open_container(path, max_pixels)
+        self.stream = self.container.streams.video[0]
+        self.stream.thread_type = "NONE"
+        if self.stream.codec_context.name in SILENT_DECODERS:
+            self.stream.codec_context.options = {"err_detect": "explode"}
+        self.short_side, self.max_pixels = short_side, max_pixels
+        self.header = _header(self.container, self.stream)
+        self.rotation = 0  # clockwise degrees
+        self.size = (0, 0)  # width and height as shown
+        self.damaged = 0  # packets that did not decode, and frames that the decoder patched
+        self.times: list[float] = []  # seconds after the first frame, one per frame
+        self.end = 0.0  # when the last frame stops being shown
+        self.cut_short = False  # the file ends in the middle of something
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def __iter__(self) -> Iterator[Seen]:
+        from av.video.reformatter import Interpolation, VideoReformatter
+
+        reformatter = VideoReformatter()
+        shown: tuple[int, int] | None = None
+        first: float | None = None
+        step = float(1 / self.header.rate)
+        for frame in self._frames():
+            if shown is None:  # all frames are brought to the size and turn of the first, as `media.read` does
+                shown, turn = shown_size(self.stream, frame), turn_of(frame, self.stream)
+                self.size, self.rotation = (shown[1], shown[0]) if turn[0] else shown, _degrees(turn)
+            seconds = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else None
+            first = seconds if first is None else first
+            since = (seconds or 0.0) - (first or 0.0)
+            if self.times and (seconds is None or since <= self.times[-1]):
+                since = self.times[-1] + step  # as there too, where timestamps are missing or go back
+            self.times.append(since)
+            self.end = since + max(float(frame.duration * frame.time_base) if frame.duration else 0.0, step)
+            small = _small(*shown, self.short_side)
+            picture = reformatter.reformat(frame, *small, "bgr24", interpolation=Interpolation.AREA).to_ndarray()
+            yield Seen(len(self.times) - 1, since, np.ascontiguousarray(upright(picture, turn)), self.size, turn, frame)
+
+    def _frames(self) -> Iterator[VideoFrame]:
+        import av
+
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, av.error.EOFError):
+                return
+            except (av.error.FFmpegError, OSError):
+                self.cut_short = True
+                return
+            damaged = packet.is_corrupt
+            try:
+                for frame in packet.decode():
+                    damaged |= frame.is_corrupt
+                    if frame.width * frame.height <= self.max_pixels:
+                        yield frame
+            except av.error.EOFError:
+                return
+            except (av.error.FFmpegError, OSError):
+                damaged = True
+            self.damaged += damaged
+
+
+def _header(container: Any, stream: Any) -> Header:
+    context = stream.codec_context
+    pictures = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    whole = container.duration / 1e6 if container.duration else 0.0
+    if not pictures and len(container.streams) == 1:
+        pictures = whole
+    depth = context.format.components[0].bits if context.format else 0
+    audio = container.streams.audio
+    heard = audio[0].codec_context if audio else None
+    return Header(
+        container=container.format.name,
+        codec=context.name,
+        pixel_format=context.pix_fmt or "unknown",
+        bit_depth=depth,
+        rate=rate_of(stream),
+        frames=stream.frames,
+        seconds=max(pictures, whole),
+        video_seconds=pictures,
+        colour=f"{_named(_COLOURS, context.colorspace)}/{_named(_COLOURS, context.color_trc)}"
+        f"/{_named(_RANGES, context.color_range)}",
+        audio=f"{heard.name} {heard.sample_rate} Hz {heard.layout.name}" if heard else "",
+    )
+
+
+# ITU-T H.273, tables 2 to 4, the values met in practice.
+_COLOURS = {1: "bt709", 2: "unknown", 5: "bt470bg", 6: "bt601", 9: "bt2020", 13: "srgb", 16: "pq", 18: "hlg"}
+_RANGES = {0: "unknown", 1: "limited", 2: "full"}
+
+
+def _named(names: dict[int, str], value: Any) -> str:
+    return names.get(int(value), str(int(value)))
+
+
+def _degrees(turn: Turn) -> int:
+    """Clockwise quarter turns in degrees; a mirror image counts as the turn that it comes with."""
+    swapped, mirrored, upside_down = turn
+    if swapped:
+        return 90 if mirrored else 270
+    return 180 if mirrored and upside_down else 0
+
+
+def _small(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """The size with this short side, never larger than the picture and at most eight times as long as wide."""
+    scale = min(1.0, short_side / min(width, height))
+    longest = 8 * short_side
+    return max(1, min(round(width * scale), longest)), max(1, min(round(height * scale), longest))
+
+
+_FULL_RANGE = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+
+
+def _luma(frame: VideoFrame) -> np.ndarray:
+    """uint8 (H, W) in full range, straight from the decoder's memory where that holds a plane of 8 bit luma."""
+    name = frame.format.name
+    if not name.startswith(("yuv4", "yuvj4", "yuva4", "nv")) or frame.format.components[0].bits > 8:
+        return frame.reformat(format="gray").to_ndarray()
+    plane: Any = frame.planes[0]
+    luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+    return luma if frame.color_range == 2 or name.startswith("yuvj") else _FULL_RANGE[luma]
