@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from worldline import __version__
+from worldline.cli.curate import add_curate
 from worldline.cli.edit import add_edits
 from worldline.cli.generate import add_generate
 from worldline.cli.models import add_convert, add_export, add_info, add_train
@@ -71,6 +72,6 @@ def build_parser() -> Parser:
     parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
     models = (add_train, add_eval, add_export, add_convert, add_info, add_plan)
-    for add in (add_generate, add_edits, add_worlds, *models, add_serve, add_worker):
+    for add in (add_generate, add_edits, add_worlds, *models, add_curate, add_serve, add_worker):
         add(verbs)
     return parser

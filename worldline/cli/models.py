@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from worldline.cli.parser import Verbs, add_verb, emit
-from worldline.errors import UserError
+from worldline.cli.parser import Verbs, add_verb, emit, recipe
 
 
 def add_train(verbs: Verbs) -> None:
@@ -26,11 +24,11 @@ def add_train(verbs: Verbs) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """Read the recipe, apply --set, and run."""
-    recipe = _recipe(args.recipe)
+    plan = recipe(args.recipe, args.what)
 
     from worldline.train.plan import plan_dict, plan_overrides
 
-    plan = plan_overrides(getattr(recipe, args.what)(), args.set)
+    plan = plan_overrides(plan, args.set)
     trainer = importlib.import_module(f"worldline.train.{args.what}")
     if args.dry_run:
         return emit(args, plan_dict(plan), trainer.dry_run(plan))
@@ -52,19 +50,6 @@ def _score(step: int, parts: Any, folder: Path) -> dict[str, float]:
     rates = run_worlds(Pipeline(parts).answer, n=64).rates("model")
     named = {"world_score": "everything", "world_score_1": "1 object", "world_score_2": "2 objects"}
     return {name: rates[group]["all"].share for name, group in named.items() if group in rates}
-
-
-def _recipe(name: str) -> Any:
-    """The recipe module of that name; raises UserError naming the nearest."""
-    import pkgutil
-
-    import worldline.recipes as recipes
-
-    names = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1) or names
-        raise UserError(f"--recipe {name[:40]!r}: unknown; the nearest is {near[0]}")
-    return importlib.import_module(f"worldline.recipes.{name}")
 
 
 def add_export(verbs: Verbs) -> None:

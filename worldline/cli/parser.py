@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -86,3 +87,19 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield update
+
+
+def recipe(name: str, what: str) -> Any:
+    """The plan for `what` of the recipe of that name; raises UserError naming the nearest recipe that has one."""
+    import pkgutil
+
+    import worldline.recipes as recipes
+
+    names = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1) or names
+        raise UserError(f"--recipe {name[:40]!r}: unknown; the nearest is {near[0]}")
+    module = importlib.import_module(f"worldline.recipes.{name}")
+    if not hasattr(module, what):
+        raise UserError(f"--recipe {name}: has no plan for `{what}`; use {'footage' if what == 'curate' else 'tiny'}")
+    return getattr(module, what)()

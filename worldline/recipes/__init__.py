@@ -1,1 +1,1 @@
-"""Recipes: one module each, whose functions `vae` and `dit` return the plans that `worldline train` runs."""
+"""Recipes: one module each, whose functions return plans: `vae` and `dit` for `worldline train`, `curate` for `worldline curate`."""
