@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _watch(scan: Scan, plan: CuratePlan) -> Notes:
         due = math.floor(seen.seconds * LOOKS + 1e-6)
         looks = due > turn
         if finder:
-            finder.see(seen.picture, looks)
+            finder.see(seen.picture)
         if plan.duplicates:
             notes.tiny.append(duplicates.tiny(seen.picture))
         if not looks:
@@ -99,7 +100,7 @@ def _watch(scan: Scan, plan: CuratePlan) -> Notes:
         turn = due
         grey = cv2.cvtColor(seen.picture, cv2.COLOR_BGR2GRAY)
         before, elapsed = (last.grey, seen.seconds - last.seconds) if last else (None, 0.0)
-        last = Look(seen.index, seen.seconds, seen.picture, grey, before, elapsed, seen.size, seen.luma)
+        last = Look(seen.index, seen.seconds, seen.picture, grey, before, elapsed, seen.size, cache(seen.luma))
         notes.flat &= float(grey.std()) < probe.FLAT
         notes.looks.append(seen.index)
         notes.close += [seen.index] if close else []

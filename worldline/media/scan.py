@@ -100,8 +100,9 @@ class Scan:
             self.times.append(since)
             self.end = since + max(float(frame.duration * frame.time_base) if frame.duration else 0.0, step)
             small = _small(*shown, self.short_side)
-            picture = reformatter.reformat(frame, *small, "bgr24", interpolation=Interpolation.AREA).to_ndarray()
-            yield Seen(len(self.times) - 1, since, np.ascontiguousarray(upright(picture, turn)), self.size, turn, frame)
+            reduced = reformatter.reformat(frame, *small, "bgr24", interpolation=Interpolation.AREA, threads=1)
+            picture = np.ascontiguousarray(upright(reduced.to_ndarray(), turn))
+            yield Seen(len(self.times) - 1, since, picture, self.size, turn, frame)
 
     def _frames(self) -> Iterator[VideoFrame]:
         import av
