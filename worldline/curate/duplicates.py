@@ -20,10 +20,11 @@ import numpy as np
 from worldline.records import Clip, Crop, Decision
 
 PICTURES = 6  # of a clip
-SIDE = 32  # of the longer side of a tiny picture
+SIDE = 48  # of the longer side of a tiny picture
 LOW = 5  # frequencies across and down that are hashed
 TABLES, BITS = 24, 18
-MOST_CANDIDATES = 32  # of one clip
+MOST_CANDIDATES = 8  # of one clip are looked at
+MOST_IN_BUCKET = 256  # are counted
 # Windows of a clip that another may have been cropped to: (left, top, width, height) as shares.
 _SIZES = (0.92, 0.84, 0.76, 0.68)
 WINDOWS = tuple(
@@ -74,7 +75,7 @@ class Duplicates:
 
     name: ClassVar[str] = "duplicates"
 
-    agree: float = 0.8  # correlation, of what stands still and of what moves
+    agree: float = 0.9  # correlation, of what stands still and of what moves
 
     def decide(self, clips: Iterable[tuple[Clip, Print]]) -> dict[tuple[str, str], Clip]:
         """(id, source) -> the clip with this stage's decision; clips dropped before are not looked at."""
@@ -120,9 +121,9 @@ class _Index:
     def near(self, look: Print) -> list[tuple[Clip, Print]]:
         """Kept clips that share a bucket, those that share most first; a window is held against whole clips only."""
         whole, windows = set(_keys(_whole(look))), set(_keys(_windows(look)))
-        shared = Counter(number for key in whole for number in self.whole.get(key, ())[-MOST_CANDIDATES:])
-        shared.update(number for key in whole for number in self.windows.get(key, ())[-MOST_CANDIDATES:])
-        shared.update(number for key in windows for number in self.whole.get(key, ())[-MOST_CANDIDATES:])
+        shared = Counter(number for key in whole for number in self.whole.get(key, ())[-MOST_IN_BUCKET:])
+        shared.update(number for key in whole for number in self.windows.get(key, ())[-MOST_IN_BUCKET:])
+        shared.update(number for key in windows for number in self.whole.get(key, ())[-MOST_IN_BUCKET:])
         best = sorted(shared.items(), key=lambda item: (-item[1], item[0]))[:MOST_CANDIDATES]
         return [self.kept[number] for number, _ in best]
 
@@ -197,19 +198,14 @@ def fingerprint(look: Print) -> str:
 
 def same(a: Print, b: Print, agree: float) -> bool:
     """Whether one clip shows the other, or a part of its picture."""
-    return agreement(a, b, agree) >= agree
-
-
-def agreement(a: Print, b: Print, enough: float = 1.0) -> float:
-    """0 to 1: how well the clips agree where they fit best; the search ends at the first fit that is `enough`."""
-    best = _agreement(a.pictures, _fitted(b.pictures, a.pictures.shape[-2:]))
+    if agreement(a.pictures, _fitted(b.pictures, a.pictures.shape[-2:])) >= agree:
+        return True
     for outer, inner in ((a, b), (b, a)):
-        if best >= enough:
-            return best
-        placed = _place(outer.pictures, inner.pictures)
-        if placed is not None:
-            best = max(best, _agreement(*placed))
-    return best
+        placed = _placed(outer.pictures, inner.pictures)
+        # A part is seen less finely than the whole of the other, so both are held against each other coarsely.
+        if placed is not None and agreement(_halved(placed), _halved(inner.pictures)) >= agree:
+            return True
+    return False
 
 
 def _fitted(pictures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -223,77 +219,94 @@ def _fitted(pictures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.stack(resized).reshape(*pictures.shape[:-2], *shape)
 
 
-FINE = 2  # how much larger pictures are made to place one in the other
-SCALES = np.arange(0.98, 0.54, -0.02)
+def _halved(pictures: np.ndarray) -> np.ndarray:
+    return _fitted(pictures, (pictures.shape[-2] // 2, pictures.shape[-1] // 2))
 
 
-def _place(outer: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The part of `outer` that `inner` may be a crop of, and `inner` at its size; None where it fits nowhere."""
+FINE = 1.5  # how much larger pictures are made to place one in the other
+SCALES = np.arange(0.96, 0.6, -0.04)
+LEAST_SHARE = 0.6  # of width and height that a crop leaves
+
+
+def _placed(outer: np.ndarray, inner: np.ndarray) -> np.ndarray | None:
+    """The part of `outer` that `inner` may be a crop of, at the size of `inner`; None where it fits nowhere.
+
+    Their means over time are matched coarsely at every place and scale, then aligned (ECC, Evangelidis 2008).
+    """
     import cv2
 
-    height, width = (side * FINE for side in outer.shape[-2:])
-    ground = _outline(_fitted(outer, (height, width)))
-    best, placed = 0.3, None
+    height, width = (round(side * FINE) for side in outer.shape[-2:])
+    ground = _mean(outer, (width, height))
+    best, start = 0.5, None
     for scale in SCALES:
         columns = round(width * scale)
-        rows = round(columns * inner.shape[-2] / inner.shape[-1])
-        if rows > height or min(rows, columns) < 16:
+        rows = min(height, round(columns * inner.shape[-2] / inner.shape[-1]))
+        if rows < LEAST_SHARE * height:
             continue
-        cut = _fitted(inner, (rows, columns))
-        fit = cv2.matchTemplate(ground, _outline(cut), cv2.TM_CCOEFF_NORMED)
+        fit = cv2.matchTemplate(ground, _mean(inner, (columns, rows)), cv2.TM_CCOEFF_NORMED)
         _, peak, _, (left, top) = cv2.minMaxLoc(fit)
         if peak > best:
-            best, placed = peak, (left, top, columns, rows, cut)
-    if placed is None:
+            best, start = peak, (left, top, columns, rows)
+    if start is None:
         return None
-    left, top, columns, rows, cut = placed
-    return _fitted(outer, (height, width))[..., top : top + rows, left : left + columns], cut
+    left, top, columns, rows = start
+    goal = round(inner.shape[-1] * FINE), round(inner.shape[-2] * FINE)
+    matrix = np.array([[columns / goal[0], 0, left], [0, rows / goal[1], top]], np.float32)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
+    try:
+        _, matrix = cv2.findTransformECC(_mean(inner, goal), ground, matrix, cv2.MOTION_AFFINE, stop, None, 3)
+    except cv2.error:  # it did not converge: nothing fits
+        return None
+    share_x, share_y = matrix[0, 0] * goal[0] / width, matrix[1, 1] * goal[1] / height
+    if min(share_x, share_y) < LEAST_SHARE or max(abs(matrix[0, 1]), abs(matrix[1, 0])) > 0.05:
+        return None
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    large = _fitted(outer, (height, width)).reshape(-1, height, width)
+    cut = [cv2.warpAffine(one, matrix, goal, flags=flags, borderMode=cv2.BORDER_REPLICATE) for one in large]
+    return _fitted(np.stack(cut).reshape(*outer.shape[:2], goal[1], goal[0]), inner.shape[-2:])
 
 
-def _outline(pictures: np.ndarray) -> np.ndarray:
-    """float32 (h, w): strength of edges of luma, over all pictures; changes of colour leave it nearly alone."""
+def _mean(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (h, w): mean luma over time, at a width and height."""
     import cv2
 
-    total = np.zeros(pictures.shape[-2:], np.float32)
-    for picture in pictures[:, 0]:
-        across, down = cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1)
-        total += np.hypot(across, down)
-    return total
+    return cv2.resize(pictures[:, 0].mean(0).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
 
 
 BLOCKS = 4  # across and down
-NOISE = 2.0  # levels: a block that varies less says nothing
+SEEN = 4.0  # levels: a block that varies less says nothing
+SPARED = 0.1  # of the blocks may disagree: an edge that was cut a little differently, a place that the codec lost
 
 
-def _agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """The better of luma and largest colour: the smaller agreement of what stands still and of what moves."""
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """0 to 1: how well clips (T, 2, h, w) that lie over each other agree, in luma or in the largest colour."""
     return max(_of_channel(a[:, c].astype(np.float32), b[:, c].astype(np.float32)) for c in range(2))
 
 
 def _of_channel(a: np.ndarray, b: np.ndarray) -> float:
-    """a, b (T, h, w). What stands still is the mean over time, what moves the rest."""
-    still = _blockwise(a.mean(0, keepdims=True), b.mean(0, keepdims=True), spatial=True)
-    moves = _blockwise(a - a.mean(0), b - b.mean(0), spatial=False)
-    return min(still, moves)
+    """a, b (T, h, w). What stands still is the mean over time, what moves the rest, which codecs and time blur more."""
+    still = _blockwise(a.mean(0, keepdims=True), b.mean(0, keepdims=True), centred=True)
+    moves = _blockwise(a - a.mean(0), b - b.mean(0), centred=False)
+    return min(still, moves + MOVES_LOSE)
 
 
-def _blockwise(a: np.ndarray, b: np.ndarray, spatial: bool) -> float:
-    """Correlation block by block, so that each may change its brightness, weighted by how much there is to see.
+MOVES_LOSE = 0.25
+
+
+def _blockwise(a: np.ndarray, b: np.ndarray, centred: bool) -> float:
+    """The correlation that all blocks but the spared ones reach; blocks may each change their brightness.
 
     The sign of a block does not count: a change of hue can turn light on dark into dark on light.
     """
-    total = agreed = 0.0
-    gain = np.sqrt((b.var() + 1e-6) / (a.var() + 1e-6))
+    gain = float(np.sqrt((b.var() + 1e-6) / (a.var() + 1e-6)))
+    found = []
     for rows in np.array_split(np.arange(a.shape[1]), BLOCKS):
         for columns in np.array_split(np.arange(a.shape[2]), BLOCKS):
             part_a = a[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * gain
             part_b = b[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            if spatial:
+            if centred:
                 part_a, part_b = part_a - part_a.mean(), part_b - part_b.mean()
             spread_a, spread_b = float(np.sqrt((part_a**2).mean())), float(np.sqrt((part_b**2).mean()))
-            if max(spread_a, spread_b) < NOISE:
-                continue
-            weight = max(spread_a, spread_b)
-            total += weight
-            agreed += weight * abs(float((part_a * part_b).mean())) / (spread_a * spread_b + NOISE**2 / 4)
-    return agreed / total if total else 1.0
+            if max(spread_a, spread_b) >= SEEN:
+                found.append(abs(float((part_a * part_b).mean())) / (spread_a * spread_b + 0.1))
+    return sorted(found)[int(SPARED * len(found))] if found else 1.0

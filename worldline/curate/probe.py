@@ -71,8 +71,9 @@ def findings(path: Path, scan: Scan, flat: bool) -> list[Found]:
     if scan.damaged:
         out.append(Found("damaged", f"{scan.damaged} packets or frames do not decode cleanly"))
     held = times[-1] + min(scan.end - times[-1], LONGEST_GAP)
-    if header.seconds > 10 * held + 1:
-        out.append(Found("wrong duration", f"claims {header.seconds:.0f} s, holds {held:.1f} s"))
+    claimed = max(header.seconds, _index_seconds(path))
+    if claimed > 10 * held + 1:
+        out.append(Found("wrong duration", f"claims {claimed:.0f} s, holds {held:.1f} s"))
     if len(steps) and steps.max() > LONGEST_GAP:
         out.append(Found("gap", f"no frame for {steps.max():.0f} s"))
     if flat and len(times) > 1:
@@ -152,6 +153,35 @@ def _boxes_end(file: BinaryIO, size: int) -> str:
             return _beyond(offset + length, size) or "a box of no size"
         offset += length
     return "" if b"moov" in kinds else "its index (moov) is missing"
+
+
+def _index_seconds(path: Path) -> float:
+    """The duration that the index of an mp4 claims (ISO 14496-12, 8.2.2), which decoders do not look at; else 0."""
+    with path.open("rb") as file:
+        start = _at(file, 0, 8)
+        offset = 0 if start[4:] == b"ftyp" else -1
+        while offset >= 0 and len(head := _at(file, offset, 16)) == 16:
+            length, kind, long = struct.unpack(">I4sQ", head)
+            if kind == b"moov":
+                return _movie_seconds(_at(file, offset + 8, 128))
+            offset += long if length == 1 else length or -1 - offset
+    return 0.0
+
+
+def _movie_seconds(movie: bytes) -> float:
+    """Seconds in the movie header at the beginning of an index."""
+    body = movie[movie.find(b"mvhd") + 4 :]
+    if b"mvhd" not in movie or len(body) < 32:
+        return 0.0
+    # Version and flags, two dates, then time scale and duration; version 1 has 64 bits for dates and duration.
+    scale, duration = struct.unpack_from(">20xIQ", body) if body[0] == 1 else struct.unpack_from(">12xII", body)
+    unknown = duration in (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+    return 0.0 if unknown or not scale else duration / scale
+
+
+def _at(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count)
 
 
 def _segment_end(file: BinaryIO) -> int:
