@@ -10,17 +10,17 @@ import numpy as np
 from tests.media.clips import write_foreign
 
 
-def scene(seed: int, frames: int = 36, height: int = 96, width: int = 128) -> np.ndarray:
-    """A texture of its own that drifts, under a disc that moves the other way: uint8 (T, H, W, 3)."""
+def scene(seed: int, frames: int = 36, height: int = 96, width: int = 128, drift: bool = True) -> np.ndarray:
+    """A texture of its own that may drift, under a disc that then moves the other way: uint8 (T, H, W, 3)."""
     rng = np.random.default_rng(seed)
     texture = _texture(rng, 2 * height, 2 * width)
-    colour, speed = rng.uniform(0, 255, 3), rng.integers(1, 3, 2)  # whole pixels: no shake
+    colour, speed = rng.uniform(0, 255, 3), drift * rng.integers(1, 3, 2)  # whole pixels: no shake
     y, x = np.mgrid[:height, :width].astype(float)
     clip = []
     for t in range(frames):
         top, left = (speed * t) % (height, width)
         picture = texture[top : top + height, left : left + width].copy()
-        distance = np.hypot(y - height * (0.7 - 0.01 * t), x - width * (0.8 - 0.015 * t))
+        distance = np.hypot(y - height * (0.7 - 0.01 * t * drift), x - width * (0.8 - 0.015 * t * drift))
         picture[distance < height / 6] = colour
         clip.append(picture)
     return np.round(np.stack(clip)).astype(np.uint8)

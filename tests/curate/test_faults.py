@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.curate.films import claim_seconds, claim_seconds_mp4, cut_file, overwrite_packets, scene, write_film, write_sound
+from tests.curate.films import (
+    claim_seconds,
+    claim_seconds_mp4,
+    cut_file,
+    overwrite_packets,
+    scene,
+    write_film,
+    write_sound,
+)
 from worldline.curate.examine import examine
 from worldline.curate.plan import CuratePlan
 from worldline.curate.probe import FAULTS, REMARKS
@@ -121,6 +129,6 @@ def test_a_rotated_film_is_measured_upright(tmp_path: Path) -> None:
 
 def test_a_clean_film_has_no_remark(tmp_path: Path) -> None:
     for name, codec in (("a.mp4", "libx264"), ("a.mkv", "libx265"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")):
-        rows = examine(write_film(tmp_path / name, CLIP, codec=codec), name, CuratePlan())
+        rows = examine(write_film(tmp_path / name, CLIP, codec=codec, prepare=_rich), name, CuratePlan())
         assert [clip.kept for clip, _ in rows] == [True], [clip.reason for clip, _ in rows]
         assert rows[0][0].decisions[0].reason == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -50,7 +51,7 @@ def test_every_frame_lies_in_one_row(footage: Path, tmp_path: Path) -> None:
     for source in sources:
         own = sorted((row for row in rows if row.source == source.name), key=lambda row: row.first_frame)
         assert own[0].first_frame == 0
-        assert all(a.end_frame == b.first_frame and a.end == b.start for a, b in zip(own, own[1:], strict=False))
+        assert all(a.end_frame == b.first_frame and a.end == b.start for a, b in itertools.pairwise(own))
         media = own[-1].media
         assert own[-1].end_frame == (media.frames if media else 0)
     assert all(row.kept == (not row.reason) == all(d.kept for d in row.decisions) for row in rows)

@@ -76,6 +76,7 @@ class Duplicates:
     name: ClassVar[str] = "duplicates"
 
     agree: float = 0.9  # correlation, of what stands still and of what moves
+    agree_part: float = 0.8  # the same where one clip may be a part of the other's picture
 
     def decide(self, clips: Iterable[tuple[Clip, Print]]) -> dict[tuple[str, str], Clip]:
         """(id, source) -> the clip with this stage's decision; clips dropped before are not looked at."""
@@ -83,15 +84,18 @@ class Duplicates:
         index = _Index()
         out = {}
         for clip, look in order:
-            match = next((kept for kept, other in index.near(look) if same(look, other, self.agree)), None)
+            match = next(
+                (kept for kept, other in index.near(look) if same(look, other, self.agree, self.agree_part)), None
+            )
             if match is None:
                 index.add(clip, look)
                 out[_key(clip)] = replace(clip, decisions=(*clip.decisions, Decision(self.name, True)))
                 continue
             reason = f"shows the same as {match.id} of {match.source}"
             decisions = (*clip.decisions, Decision(self.name, False, reason))
-            changes = {"kept": False, "reason": f"{self.name}: {reason}", "duplicate_of": match.id}
-            out[_key(clip)] = replace(clip, decisions=decisions, **changes)
+            out[_key(clip)] = replace(
+                clip, kept=False, reason=f"{self.name}: {reason}", decisions=decisions, duplicate_of=match.id
+            )
         return out
 
 
@@ -196,14 +200,14 @@ def fingerprint(look: Print) -> str:
 # ---- confirmation ----------------------------------------------------------------------------------
 
 
-def same(a: Print, b: Print, agree: float) -> bool:
+def same(a: Print, b: Print, agree: float, agree_part: float) -> bool:
     """Whether one clip shows the other, or a part of its picture."""
     if agreement(a.pictures, _fitted(b.pictures, a.pictures.shape[-2:])) >= agree:
         return True
     for outer, inner in ((a, b), (b, a)):
         placed = _placed(outer.pictures, inner.pictures)
         # A part is seen less finely than the whole of the other, so both are held against each other coarsely.
-        if placed is not None and agreement(_halved(placed), _halved(inner.pictures)) >= agree:
+        if placed is not None and agreement(_halved(placed), _halved(inner.pictures)) >= agree_part:
             return True
     return False
 
@@ -254,9 +258,10 @@ def _placed(outer: np.ndarray, inner: np.ndarray) -> np.ndarray | None:
     matrix = np.array([[columns / goal[0], 0, left], [0, rows / goal[1], top]], np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
     try:
-        _, matrix = cv2.findTransformECC(_mean(inner, goal), ground, matrix, cv2.MOTION_AFFINE, stop, None, 3)
+        _, found = cv2.findTransformECC(_mean(inner, goal), ground, matrix, cv2.MOTION_AFFINE, stop)
     except cv2.error:  # it did not converge: nothing fits
         return None
+    matrix = np.asarray(found, np.float32)
     share_x, share_y = matrix[0, 0] * goal[0] / width, matrix[1, 1] * goal[1] / height
     if min(share_x, share_y) < LEAST_SHARE or max(abs(matrix[0, 1]), abs(matrix[1, 0])) > 0.05:
         return None
@@ -275,6 +280,9 @@ def _mean(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 BLOCKS = 4  # across and down
 SEEN = 4.0  # levels: a block that varies less says nothing
+LEAST_BLOCKS = 4  # of the pictures' means; fewer tell nothing
+COPY = 1.5  # levels by which copies of an empty picture differ
+MOVES_LOSE = 0.25  # what moves may agree less by: codecs and other moments blur it
 SPARED = 0.1  # of the blocks may disagree: an edge that was cut a little differently, a place that the codec lost
 
 
@@ -287,14 +295,18 @@ def _of_channel(a: np.ndarray, b: np.ndarray) -> float:
     """a, b (T, h, w). What stands still is the mean over time, what moves the rest, which codecs and time blur more."""
     still = _blockwise(a.mean(0, keepdims=True), b.mean(0, keepdims=True), centred=True)
     moves = _blockwise(a - a.mean(0), b - b.mean(0), centred=False)
-    return min(still, moves + MOVES_LOSE)
+    if len(still) < LEAST_BLOCKS:  # next to nothing to go by: only a copy counts
+        return float(np.abs(a - b).mean() < COPY)
+    return min(_most(still), _most(moves) + MOVES_LOSE)
 
 
-MOVES_LOSE = 0.25
+def _most(correlations: list[float]) -> float:
+    """What all blocks but the spared ones reach; 1 where there are none."""
+    return sorted(correlations)[int(SPARED * len(correlations))] if correlations else 1.0
 
 
-def _blockwise(a: np.ndarray, b: np.ndarray, centred: bool) -> float:
-    """The correlation that all blocks but the spared ones reach; blocks may each change their brightness.
+def _blockwise(a: np.ndarray, b: np.ndarray, centred: bool) -> list[float]:
+    """The correlation of every block that says something; blocks may each change their brightness.
 
     The sign of a block does not count: a change of hue can turn light on dark into dark on light.
     """
@@ -305,8 +317,17 @@ def _blockwise(a: np.ndarray, b: np.ndarray, centred: bool) -> float:
             part_a = a[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * gain
             part_b = b[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             if centred:
-                part_a, part_b = part_a - part_a.mean(), part_b - part_b.mean()
+                part_a, part_b = _levelled(part_a), _levelled(part_b)
             spread_a, spread_b = float(np.sqrt((part_a**2).mean())), float(np.sqrt((part_b**2).mean()))
             if max(spread_a, spread_b) >= SEEN:
                 found.append(abs(float((part_a * part_b).mean())) / (spread_a * spread_b + 0.1))
-    return sorted(found)[int(SPARED * len(found))] if found else 1.0
+    return found
+
+
+def _levelled(block: np.ndarray) -> np.ndarray:
+    """(1, h, w) without its mean and slope: every sky darkens upwards, every lens to its edges."""
+    height, width = block.shape[1:]
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    flat = block[0] - block[0].mean()
+    down, across = (flat * y).sum() / (width * (y**2).sum()), (flat * x).sum() / (height * (x**2).sum())
+    return (flat - down * y - across * x)[None]

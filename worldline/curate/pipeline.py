@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections import Counter
@@ -177,16 +178,22 @@ def _ray_data() -> Any:
         if not tasks:
             return
         if not ray.is_initialized():
-            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         by_key = {task.key: task for task in tasks}
         # One block per file: a worker that dies takes one file with it, and Ray starts that one again, without end.
         rows = ray.data.from_items([{"key": task.key} for task in tasks], override_num_blocks=len(tasks))
-        answers = rows.map(partial(_on_ray, work=work, tasks=by_key, caps=caps), num_cpus=1, max_retries=-1)
+        answers = rows.map(
+            partial(_on_ray, work=work, tasks=by_key, caps=caps), num_cpus=1, ray_remote_args_fn=_restart_for_ever
+        )
         for row in answers.iter_rows():
             yield pool.Outcome(**json.loads(row["outcome"]))
 
     return run
+
+
+def _restart_for_ever() -> dict[str, Any]:
+    return {"max_retries": -1}
 
 
 def _on_ray(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worldline.curate.bars import Bars
 from worldline.curate.duplicates import Duplicates
@@ -21,7 +21,7 @@ class CuratePlan:
     """
 
     refuse: tuple[str, ...] = FAULTS
-    shots: Shots | None = Shots()  # noqa: RUF009
-    trim: Trim = Trim()  # noqa: RUF009
-    stages: tuple[Stage, ...] = (Bars(), Exposure(), Sharpness(), Motion())  # noqa: RUF009
-    duplicates: Duplicates | None = Duplicates()  # noqa: RUF009
+    shots: Shots | None = field(default_factory=Shots)
+    trim: Trim = field(default_factory=Trim)
+    stages: tuple[Stage, ...] = (Bars(), Exposure(), Sharpness(), Motion())
+    duplicates: Duplicates | None = field(default_factory=Duplicates)

@@ -1,4 +1,4 @@
-"""Work on files that may be broken: a process for each, with a limit on its time and memory, and none can stop the rest.
+"""Work on files that may be broken: a process for each, with limits on time and memory; none can stop the rest.
 
 Decoders crash, hang and swell on damaged input. So every file has a process of its own, forked from a server that has
 imported everything; whatever happens there is an outcome here.

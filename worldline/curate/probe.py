@@ -28,7 +28,7 @@ FAULTS = (
 REMARKS = ("rotated", "variable rate", "odd size", "deep colour")
 LONGEST_GAP = 30.0  # seconds without a frame
 RATE_JITTER = 0.25  # of the usual step between frames: beyond, a rate is variable
-FLAT = 2.5  # levels of 255: the spread of a picture that shows one colour
+FLAT = 1.0  # levels of 255: the spread of a picture that shows one colour
 
 
 @dataclass(frozen=True)

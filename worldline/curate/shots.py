@@ -8,6 +8,7 @@ the straight line from its first to its last in even steps, and these two have l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Shots:
     """Where a film is cut. The first two are AdaptiveDetector's `adaptive_threshold` and `min_content_val`."""
 
     ratio: float = 3.0  # change of a frame over that of its neighbours
-    change: float = 7.0  # levels of hue, saturation and value
+    change: float = 10.0  # levels of hue, saturation and value
     dissolves: bool = True
     contrast: float = 10.0  # levels between the ends of a dissolve
     bend: float = 0.12  # how far from even steps it may run
@@ -166,4 +167,4 @@ class Trim:
             return [(first, end)]
         inner = np.linspace(times[first], times[end], count + 1)[1:-1]
         marks = [first, *(first + int(i) for i in np.searchsorted(times[first:end], inner - 1e-9)), end]
-        return [(a, b) for a, b in zip(marks, marks[1:], strict=False) if b > a]
+        return [(a, b) for a, b in pairwise(marks) if b > a]

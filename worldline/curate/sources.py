@@ -14,9 +14,8 @@ from typing import Any
 
 from worldline.errors import UserError
 
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .mts .flv .wmv .asf .ogv .3gp .3g2 .mxf .vob .divx .dv".split()
-)
+_SUFFIXES = "mp4 m4v mov mkv webm avi mpg mpeg ts m2ts mts flv wmv asf ogv 3gp 3g2 mxf vob divx dv"
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 LISTS = frozenset({".txt", ".lst"})
 
 

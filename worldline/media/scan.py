@@ -98,7 +98,7 @@ class Scan:
             if self.times and (seconds is None or since <= self.times[-1]):
                 since = self.times[-1] + step  # as there too, where timestamps are missing or go back
             self.times.append(since)
-            self.end = since + max(float(frame.duration * frame.time_base) if frame.duration else 0.0, step)
+            self.end = since + max(float((frame.duration or 0) * (frame.time_base or 0)), step)
             small = _small(*shown, self.short_side)
             reduced = reformatter.reformat(frame, *small, "bgr24", interpolation=Interpolation.AREA, threads=1)
             picture = np.ascontiguousarray(upright(reduced.to_ndarray(), turn))

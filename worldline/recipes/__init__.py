@@ -1,1 +1,1 @@
-"""Recipes: one module each, whose functions return plans: `vae` and `dit` for `worldline train`, `curate` for `worldline curate`."""
+"""Recipes: one module each, whose functions return plans: `vae` and `dit` to train, `curate` for footage."""
