@@ -23,5 +23,5 @@ class CuratePlan:
     refuse: tuple[str, ...] = FAULTS
     shots: Shots | None = field(default_factory=Shots)
     trim: Trim = field(default_factory=Trim)
-    stages: tuple[Stage, ...] = (Bars(), Exposure(), Sharpness(), Motion())
+    stages: tuple[Stage, ...] = (Exposure(), Bars(), Sharpness(), Motion())
     duplicates: Duplicates | None = field(default_factory=Duplicates)
