@@ -11,9 +11,11 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,7 +179,8 @@ def _ray_data() -> Any:
     ) -> Iterator[pool.Outcome]:
         if not tasks:
             return
-        if not ray.is_initialized():
+        ours = not ray.is_initialized()
+        if ours:
             ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         by_key = {task.key: task for task in tasks}
@@ -186,8 +189,11 @@ def _ray_data() -> Any:
         answers = rows.map(
             partial(_on_ray, work=work, tasks=by_key, caps=caps), num_cpus=1, ray_remote_args_fn=_restart_for_ever
         )
-        for row in answers.iter_rows():
-            yield pool.Outcome(**json.loads(row["outcome"]))
+        with redirect_stdout(sys.stderr):  # where Ray prints what became of its workers
+            for row in answers.iter_rows():
+                yield pool.Outcome(**json.loads(row["outcome"]))
+            if ours:
+                ray.shutdown()
 
     return run
 
