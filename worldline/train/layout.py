@@ -6,6 +6,8 @@ answers is dropped after training (representation alignment, Yu et al. 2024, wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,23 +19,25 @@ from worldline.worlds.scene import COLOURS, SHAPES, Scene
 CLASSES = (*SHAPES, *COLOURS)  # 12; a thing counts in two of them
 
 
-def layout_of(scene: Scene, ids: np.ndarray, spatial: int) -> np.ndarray:
+def layout_of(scene: Scene, ids: np.ndarray, spatial: int, classes: Sequence[str] = CLASSES) -> np.ndarray:
     """Share of every latent cell that things of each class cover, times 255.
 
     Args:
         ids: (G, t, H, W) uint8 of `worlds.render.Clip`, the t frames of G latent frames; sides divide by `spatial`.
         spatial: pixels of a latent cell.
+        classes: shapes, colours, sizes or motions; no two of the same name.
 
     Returns:
-        uint8 (12, G, H / spatial, W / spatial).
+        uint8 (len(classes), G, H / spatial, W / spatial).
     """
     groups, frames, height, width = ids.shape
     cells = ids.reshape(groups, frames, height // spatial, spatial, width // spatial, spatial)
-    shares = np.zeros((len(CLASSES), len(cells), height // spatial, width // spatial))
+    shares = np.zeros((len(classes), len(cells), height // spatial, width // spatial))
     for i, thing in enumerate(scene.things):
         covered = (cells == i + 1).mean(axis=(1, 3, 5))
-        for name in (thing.shape, thing.colour):
-            shares[CLASSES.index(name)] += covered
+        for name in (thing.shape, thing.colour, thing.size, thing.motion):
+            if name in classes:
+                shares[classes.index(name)] += covered
     return np.rint(shares * 255).astype(np.uint8)
 
 

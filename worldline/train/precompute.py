@@ -129,7 +129,7 @@ def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
 
     T is the clip's length; of excerpts it is 8 per latent frame, its own four frames after the four before them.
     """
-    path = folder / f"frames-{number:05d}.npy"
+    path = slice_file(folder, number)
     if path.exists() and ids_of(path).exists():
         return path
     rows = range(number * plan.slice, (number + 1) * plan.slice)
@@ -175,6 +175,11 @@ def _excerpts(plan: ClipsPlan, rows: range) -> Iterator[tuple[np.ndarray, np.nda
             drawn = render_batch([scene], *shape, device=plan.device, only=numbers.tolist())
             frames, ids = (value[0].cpu().numpy() for value in drawn)
         yield frames[place.ravel()][None], ids[place.ravel()][None]
+
+
+def slice_file(folder: Path, number: int) -> Path:
+    """The file of frames of a slice."""
+    return folder / f"frames-{number:05d}.npy"
 
 
 def ids_of(frames: Path) -> Path:

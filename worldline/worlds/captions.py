@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from worldline.worlds.scene import Scene, Thing
 
-STYLES = ("short", "paraphrase", "dense")
+STYLES = ("short", "paraphrase", "dense", "full")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 SHAPE_WORDS = {
@@ -121,22 +123,41 @@ SKY_WORDS = {"pale": ("pale", "bright"), "dark": ("dark", "night"), "dusk": ("du
 
 
 def caption(scene: Scene, rng: np.random.Generator, style: str = "paraphrase") -> str:
-    """A caption of `scene`: "short" canonical words, "paraphrase" synonyms and word orders, "dense" also the setting.
+    """A caption of `scene`: "short" canonical words, "paraphrase" synonyms and word orders, "dense" also the setting,
+    "full" all that can be said in canonical words; `rng` changes neither "short" nor "full".
 
     Raises ValueError for another style.
     """
     if style not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}, not {style!r}")
-    say = _Words(rng, plain=style == "short", sizes=style == "dense")
+    say = _Words(rng, plain=style in ("short", "full"), sizes=style in ("dense", "full"))
     text = _event(scene, say)
     if scene.camera != "static":
         words = say.word(CAMERA_WORDS[scene.camera])
         text = f"{words}, {text}" if say.chance(0.3) else f"{text} while {words}"
-    if style == "dense" or say.chance(0.25):
+    if say.sizes or say.chance(0.25):
         text = _with_setting(text, scene, say)
     if say.chance(0.08):
         text = say.word(("a video of ", "a clip where ", "we see that ")) + text
     return text
+
+
+def in_order(scene: Scene) -> Scene:
+    """The scene with its things as a viewer would name them, who cannot know their numbers: what moves first, then
+    from left to right. Events and groups have an order of their own."""
+    if scene.event or scene.group:
+        return scene
+    things = sorted(scene.things, key=lambda thing: (thing.motion == "still", thing.x))
+    return dataclasses.replace(scene, things=tuple(things))
+
+
+def mirrored(scene: Scene) -> Scene:
+    """The scene whose pictures are those of `scene` with left and right exchanged, but for its light and yaws."""
+    other = {"left": "right", "right": "left"}
+    swap = {"pan left": "pan right", "orbit left": "orbit right"}
+    swap |= {right: left for left, right in swap.items()}
+    things = [dataclasses.replace(t, x=-t.x, motion=other.get(t.motion, t.motion)) for t in scene.things]
+    return dataclasses.replace(scene, things=tuple(things), camera=swap.get(scene.camera, scene.camera))
 
 
 class _Words:

@@ -1,0 +1,1 @@
+"""Clips become captions, and short prompts become captions of the kind that a model was trained on."""
