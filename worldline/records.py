@@ -19,6 +19,7 @@ from typing import Any
 from worldline.errors import UserError
 
 MANIFEST = "manifest.parquet"  # its name in the folder that `worldline curate` writes
+CAPTIONS = "captions.parquet"  # beside it, written by `worldline caption`
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels as shown
 
 
@@ -149,6 +150,65 @@ def read_manifest(path: str | Path, kept: bool | None = None) -> list[Clip]:
     except (pa.ArrowException, TypeError, KeyError) as error:
         raise UserError(f"{target}: not a manifest of clips; write one with `worldline curate`") from error
     return [clip for clip in clips if kept is None or clip.kept is kept]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What one captioner said of a clip. Captions are only ever added: `model`, `version` and `prompt` tell who said
+    it, and to what request."""
+
+    clip: str  # Clip.id
+    text: str
+    style: str  # "short", "full", or what the request asked for
+    model: str
+    version: str
+    prompt: str = ""  # the request, where the captioner takes one
+    sure: float | None = None  # mean probability of its words, where the captioner knows
+
+    @property
+    def origin(self) -> tuple[str, str, str, str, str]:
+        """Two captions of one origin would say the same."""
+        return self.clip, self.style, self.model, self.version, self.prompt
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip and all that was said of it, in the order in which it was added."""
+
+    clip: Clip
+    captions: tuple[Caption, ...] = ()
+
+
+def read_captions(path: str | Path) -> list[Caption]:
+    """The captions of a file, none where there is no file. Raises UserError for a file of another kind."""
+    pa, pq = _arrow()
+    if not Path(path).is_file():
+        return []
+    try:
+        return [Caption(**row) for row in pq.ParquetFile(path).read().to_pylist()]
+    except (pa.ArrowException, TypeError) as error:
+        raise UserError(f"{path}: not a file of captions; give another --out") from error
+
+
+def add_captions(path: str | Path, captions: Iterable[Caption]) -> list[Caption]:
+    """Adds captions to a file, atomically, and returns all that it then holds; one of a known origin is left out."""
+    pa, pq = _arrow()
+    held = read_captions(path)
+    known = {caption.origin for caption in held}
+    for caption in captions:
+        if caption.origin not in known:
+            known.add(caption.origin)
+            held.append(caption)
+    kinds = {"str": pa.string(), "float | None": pa.float64()}
+    schema = pa.schema([(f.name, kinds[str(f.type)]) for f in dataclasses.fields(Caption)])
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        pq.write_table(pa.Table.from_pylist([dataclasses.asdict(c) for c in held], schema=schema), part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return held
 
 
 def _columns(pa: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,6 @@ class CaptionerConfig:
     writer_layers: int = 2
     heads: int = 4
     max_words: int = 64
-    made_by: dict[str, str] = field(default_factory=dict)  # plan and date of the run, for the record of captions
 
 
 class Captioner(nn.Module):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from worldline import __version__
+from worldline.cli.caption import add_caption, add_rewrite
 from worldline.cli.curate import add_curate
 from worldline.cli.edit import add_edits
 from worldline.cli.generate import add_generate
@@ -71,7 +72,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"worldline {__version__}")
     parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
+    data = (add_curate, add_caption, add_rewrite)
     models = (add_train, add_eval, add_export, add_convert, add_info, add_plan)
-    for add in (add_generate, add_edits, add_worlds, *models, add_curate, add_serve, add_worker):
+    for add in (add_generate, add_edits, add_worlds, *data, *models, add_serve, add_worker):
         add(verbs)
     return parser

@@ -23,6 +23,8 @@ def add_generate(verbs: Verbs) -> None:
     add_settings(parser)
     add("--num-videos", type=number("--num-videos", True, "1"), default=1, help="how many videos")
     add("--image", default=None, help="picture to begin with, kept as the first frame")
+    words = "draw the prompt as a caption of the kind that the model was trained on (see `worldline rewrite`)"
+    add("--rewrite", nargs="?", const="", default=None, metavar="WRITER", help=words)
     add("--dry-run", action="store_true", help="check everything and print the plan, without making the video")
 
 
@@ -94,7 +96,21 @@ def _request(args: argparse.Namespace, defaults: dict[str, Any], **grid: Any) ->
         settings["width"], settings["height"] = read_size(args.size)
     base = Request("", **known_defaults(defaults), **grid)
     length = {"seconds": args.seconds, "frames": args.frames, "fps": args.fps}
+    if args.rewrite is not None:
+        settings["rewritten_from"] = args.stated
     return request_of(base, args.prompt, num_videos=args.num_videos, **length, **settings)
+
+
+def _rewrite(args: argparse.Namespace) -> None:
+    """Put the rewritten prompt in the prompt's place, and keep the user's own."""
+    args.stated = args.prompt
+    if args.rewrite is None:
+        return
+    from worldline.caption.rewrite import rewrite, writer_of
+
+    made = rewrite(args.prompt, *writer_of(args.rewrite or None))
+    args.prompt = made.text
+    note(f"{made.note}; the prompt stays as it is" if made.note else f"the prompt became: {made.text}")
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -105,6 +121,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     check_prompt(args.prompt)
+    _rewrite(args)
     most = max_memory_of(args)
     # The user's own values first: they are checked even where no model is.
     request = _request(args, {"guidance_scale_2": 1.0, "guidance_scale_image": 1.0})

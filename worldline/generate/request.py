@@ -36,7 +36,8 @@ class Request:
     `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert; `guidance_scale_image` that
     of what is known of the video, None for a model that is not guided by it; `guidance_oscillation` turns both off in
     every other late step. `shift` moves the times towards noise, None as far as the model's scheduler says.
-    `prompt_suffix` ends what the model reads, see `suffixed`. `grid` is the model's.
+    `prompt_suffix` ends what the model reads, see `suffixed`. `rewritten_from` is the user's own prompt where `prompt` was
+    made of it. `grid` is the model's.
     """
 
     prompt: str
@@ -57,6 +58,7 @@ class Request:
     sampler: str = "euler"
     seed: int = 0
     num_videos: int = 1
+    rewritten_from: str = ""
     grid: Grid = OURS
 
     def __post_init__(self) -> None:
@@ -129,6 +131,8 @@ class Request:
         """JSON-serialisable fields of what was asked for."""
         values = {**asdict(self), "fps": float(self.fps)}
         del values["grid"]
+        if not self.rewritten_from:
+            del values["rewritten_from"]
         return {name: value for name, value in values.items() if value is not None}
 
     def _most_frames(self) -> int:

@@ -127,6 +127,12 @@ def read_facts(text: str) -> Facts:
     return reader.facts(room)
 
 
+def unread(text: str) -> list[str]:
+    """Words of `text` that the world's grammar does not know, so that what they say may be no fact here."""
+    known = set(vocabulary()) | set(_phrases()[1].values()) | set(_KIND) | _STRUCTURE
+    return [word for word in _canonical(text) if word.isalpha() and word not in known]
+
+
 _ROOM = {
     "floor": re.compile(
         r"(?:(?:on|over) )?(?:a |the )?(?:(?P<floor>plain|checkered|striped|tiled) )?"
@@ -135,8 +141,9 @@ _ROOM = {
     "sky": re.compile(r"(?:under )?(?:a |the )?(?P<sky>pale|dark|dusk) sky"),
 }
 _CAMERA = re.compile(
-    r"(?:while |as )?(?:the )?(?:(?:camera|view) )?(?P<verb>pans?|zooms?|orbits?|circles?"
-    r"|(?<=camera )(?:moves|goes|travels|glides))(?: to| around| it| the| side)* (?P<way>left|right|in|out|closer)(?: closer| around| it| on)*"
+    r"(?:while |as )?(?:the )?(?:(?:camera|view) )?"
+    r"(?P<verb>pans?|zooms?|orbits?|circles?|(?<=camera )(?:moves|goes|travels|glides))"
+    r"(?: to| around| it| the| side)* (?P<way>left|right|in|out|closer)(?: closer| around| it| on)*"
 )
 
 
