@@ -31,7 +31,6 @@ def caption_all(
     todo: Todo,
     captioner: Captioner,
     out: Path,
-    root: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Caption]:
@@ -40,7 +39,7 @@ def caption_all(
     done = 0
     for style in dict.fromkeys(style for _, style in todo):
         clips = [clip for clip, wanted in todo if wanted == style]
-        looked = read_clips(clips, root, lambda count: spread(count, captioner.frames))
+        looked = read_clips(clips, lambda count: spread(count, captioner.frames))
         for step in _steps(looked):
             readable = [(clip, frames) for clip, frames in step if isinstance(frames, np.ndarray)]
             for clip, error in step:

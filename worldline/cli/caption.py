@@ -85,7 +85,7 @@ def run_caption(args: argparse.Namespace) -> None:
     if args.dry_run:
         return emit(args, data, f"{len(clips)} clips, {len(todo)} captions missing in {out}")
     with progress("captioning") as update:
-        made = caption_all(todo, captioner, out, _root(args.sources[0]), update, note)
+        made = caption_all(todo, captioner, out, update, note)
     if cost := getattr(getattr(captioner, "endpoint", None), "cost", None):
         data["cost"] = cost.as_dict()
         note(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in cost.as_dict().items()))

@@ -18,6 +18,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -92,7 +93,18 @@ def _of_manifest(place: Path) -> list[Example]:
     said: dict[str, list[Caption]] = {}
     for caption in read_captions(folder / CAPTIONS):
         said.setdefault(caption.clip, []).append(caption)
-    return [Example(clip, tuple(said.get(clip.id, ()))) for clip in read_manifest(place, kept=True)]
+    clips = read_manifest(place, kept=True)
+    return [Example(_found(clip, folder), tuple(said.get(clip.id, ()))) for clip in clips]
+
+
+def _found(clip: Clip, folder: Path) -> Clip:
+    """A transcoded clip is the whole of its own file, without bars."""
+    if not clip.path:
+        return clip
+    source = str(folder / clip.path)
+    return replace(
+        clip, source=source, path="", first_frame=0, end_frame=clip.frames, start=0.0, end=clip.seconds, crop=None
+    )
 
 
 def clip_of(source: str) -> Clip:

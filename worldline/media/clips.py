@@ -22,22 +22,29 @@ Pick = Callable[[int], Sequence[int] | np.ndarray]  # how many frames a clip has
 
 
 def read_clips(
-    clips: Iterable[Clip], root: Path | None = None, pick: Pick | None = None, fps: Fraction | None = None
+    clips: Iterable[Clip], pick: Pick | None = None, rate: Callable[[Clip], Fraction] | None = None
 ) -> Iterator[tuple[Clip, np.ndarray | UserError]]:
-    """Each clip with its frames uint8 (T, H, W, 3) without bars, at the file's own rate or at `fps`; a clip that cannot
-    be read comes with the reason. Clips of one source come together, in order of time.
+    """Each clip with its frames uint8 (T, H, W, 3) without bars; a clip that cannot be read comes with the reason.
+    Clips of one source and rate come together, in order of time.
 
     Args:
-        root: folder of the manifest, from which transcoded clips are found.
-        pick: all frames unless given; only those it picks are held in memory.
+        pick: all frames unless given; only those that it picks are held in memory.
+        rate: frames per second; the file's own unless given.
     """
-    for (source, whole), group in itertools.groupby(sorted(clips, key=_order), key=_source):
+
+    def way(clip: Clip) -> tuple[str, Fraction]:
+        return clip.source, rate(clip) if rate else Fraction(0)
+
+    for (source, fps), group in itertools.groupby(sorted(clips, key=lambda clip: (*way(clip), clip.start)), key=way):
         wanted = list(group)
+        done = 0
         try:
-            with local_copy(str((root or Path()) / source) if whole else source) as path:
-                yield from _of_file(path, wanted, whole, pick, fps)
+            with local_copy(source) as path:
+                for clip, frames in _of_file(path, wanted, pick, fps):
+                    yield clip, frames
+                    done += 1
         except UserError as error:
-            yield from ((clip, error) for clip in wanted)
+            yield from ((clip, error) for clip in wanted[done:])
 
 
 INSIDE = "::"  # joins a tar file and the name of a member
@@ -78,43 +85,27 @@ def _opened(path: str) -> IO[bytes]:
     return file
 
 
-def _order(clip: Clip) -> tuple[str, bool, float]:
-    return (*_source(clip), clip.start)
-
-
-def _source(clip: Clip) -> tuple[str, bool]:
-    """The file to read, and whether it holds this clip alone."""
-    return (clip.path, True) if clip.path else (clip.source, False)
-
-
 def _of_file(
-    path: Path, clips: list[Clip], whole: bool, pick: Pick | None, fps: Fraction | None
+    path: Path, clips: list[Clip], pick: Pick | None, fps: Fraction
 ) -> Iterator[tuple[Clip, np.ndarray | UserError]]:
-    rate = fps or probe(path).fps
-    frames = enumerate(iter_frames(path, fps=rate))
-    for number, clip in enumerate(clips):
-        first = 0 if whole else round(clip.start * rate)
-        count = max(1, round(clip.seconds * rate)) if clip.end > clip.start else 1 << 40
-        stretch = itertools.takewhile(lambda item, stop=first + count: item[0] < stop, frames)  # type: ignore[misc]
-        inside = (frame for index, frame in stretch if index >= first)
-        try:
-            taken = _picked(inside, count, pick)
-        except UserError as error:
-            yield from ((left, error) for left in clips[number:])
-            return
+    fps = fps or probe(path).fps
+    frames = iter_frames(path, fps=fps)
+    at = 0  # number of the next frame
+    for clip in clips:
+        first, stop = round(clip.start * fps), max(round(clip.start * fps) + 1, round(clip.end * fps))
+        skipped = sum(1 for _ in itertools.islice(frames, max(0, first - at)))
+        taken = _picked(itertools.islice(frames, stop - first), stop - first, pick)
+        at += skipped + (stop - first)
         if not taken:
-            yield clip, UserError(f"{path}: ends before second {clip.start:g}")
+            yield clip, UserError(f"{clip.source}: ends before second {clip.start:g}")
             continue
-        yield clip, _cropped(np.stack(taken), None if whole else clip.crop)
+        yield clip, _cropped(np.stack(taken), clip.crop)
 
 
 def _picked(frames: Iterator[np.ndarray], count: int, pick: Pick | None) -> list[np.ndarray]:
-    if pick is None or count >= 1 << 40:
-        held = list(frames)
-        return held if pick is None else [held[i] for i in pick(len(held))] if held else []
-    numbers = [int(i) for i in pick(count)]
-    wanted = set(numbers)
-    found: dict[int, np.ndarray] = {}
+    """The frames that `pick` wants of `count`; where the file ends early, its last one in place of those missing."""
+    numbers = range(count) if pick is None else [int(i) for i in pick(count)]
+    wanted, found = set(numbers), {}
     last = -1
     for last, frame in enumerate(frames):
         if last in wanted:
@@ -122,7 +113,9 @@ def _picked(frames: Iterator[np.ndarray], count: int, pick: Pick | None) -> list
         newest = frame
     if last < 0:
         return []
-    return [found.get(min(i, last), newest) for i in numbers]
+    if pick is None:
+        return [found[i] for i in range(last + 1)]
+    return [found.get(i, newest) for i in numbers]
 
 
 def _cropped(frames: np.ndarray, crop: tuple[int, int, int, int] | None) -> np.ndarray:
