@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from worldline import __version__
 from worldline.cli.caption import add_caption, add_rewrite
 from worldline.cli.curate import add_curate
+from worldline.cli.data import add_doctor, add_shards
 from worldline.cli.edit import add_edits
 from worldline.cli.generate import add_generate
 from worldline.cli.models import add_convert, add_export, add_info, add_train
@@ -24,15 +25,16 @@ from worldline.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line. Returns the exit code: 0 done, 2 a mistake of the user (one line on stderr), 130 Ctrl-C."""
+    """Run one command line. Returns the exit code: 0 done, 1 what was checked is not so, 2 a mistake of the user (one
+    line on stderr), 130 Ctrl-C."""
     parser = build_parser()
     try:
         args, rest = parser.parse_known_args(normalised(sys.argv[1:] if argv is None else argv))
         if rest:
             args.parser.unknown(rest)
-        args.run(args)
+        code: int | None = args.run(args)
         sys.stdout.flush()
-        return 0
+        return code or 0
     except UserError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `worldline ... | head`: the reader left, which is no error of ours
@@ -72,7 +74,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"worldline {__version__}")
     parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
-    data = (add_curate, add_caption, add_rewrite)
+    data = (add_curate, add_caption, add_rewrite, add_shards, add_doctor)
     models = (add_train, add_eval, add_export, add_convert, add_info, add_plan)
     for add in (add_generate, add_edits, add_worlds, *data, *models, add_serve, add_worker):
         add(verbs)

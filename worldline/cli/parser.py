@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 Verbs = Any  # argparse's subparser action, whose type is private
 
 
-def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], about: str) -> Parser:
+def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int | None], about: str) -> Parser:
     parser: Parser = verbs.add_parser(
         name, help=about, description=about, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -238,6 +238,20 @@ class Shards:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """(N,) int64, of every sample."""
+        return np.array([row.tokens for row in self.rows], np.int64)
+
+    @property
+    def sources(self) -> list[str]:
+        """The file that every sample comes from."""
+        return [row.source for row in self.rows]
+
+    def captions(self, number: int) -> list[str]:
+        """All that was said of a sample."""
+        return self.rows[number].captions
+
     def latents(self, number: int) -> np.ndarray:
         """float16 (C, T', H', W')."""
         row = self.rows[number]

@@ -120,6 +120,10 @@ class CachedText:
         self._seen: OrderedDict[str, TextStates] = OrderedDict()
         self._held = 0  # bytes
 
+    def remember(self, prompt: str, states: Tensor) -> None:
+        """States (m, width) of a prompt, known from elsewhere."""
+        self._seen[prompt] = TextStates(states, torch.tensor([0, len(states)]))
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """States of the prompts; each that is new is encoded once, all new ones in one batch."""

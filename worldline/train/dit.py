@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from worldline.checkpoints.folder import Parts, SchedulerConfig, load_parts, same_encoder, save_pretrained
+from worldline.data.fit import FitPlan
 from worldline.diffusion.path import RectifiedFlow, add_noise, target
 from worldline.diffusion.timesteps import logit_normal, shift, unshift
 from worldline.dit.conditions import (
@@ -55,6 +56,8 @@ class DiTPlan:
     """Everything about a DiT run. `vae` is the folder of a trained VAE or of the run that made it."""
 
     vae: str = ""
+    data: str = ""  # folder of shards, or any dataset, instead of rendered worlds
+    fit: FitPlan = field(default_factory=FitPlan)  # the shapes at which clips of a dataset are learned
     start: str = ""  # folder of a model whose weights the run begins with, by default none
     name: str = "dit"
     seed: int = 0
@@ -318,16 +321,27 @@ def validate(
 
 
 def fit_whitening(plan: DiTPlan, vae: VideoVAE, latents: Latents, path: Path) -> Whitening:
-    """The run's whitening: that of the model it starts from, else fitted once and kept at `path`, so that a resumed run
-    on other threads has the same bits."""
+    """The run's whitening, from some of its latents."""
+    rows = np.linspace(0, len(latents.values) - 1, min(32, len(latents.values))).astype(int)
+
+    def some() -> tuple[Tensor, Tensor, Tensor]:
+        return torch.from_numpy(latents.values[rows]), latents.mean, latents.std
+
+    return kept_whitening(plan, vae, some, path)
+
+
+def kept_whitening(
+    plan: DiTPlan, vae: VideoVAE, some: Callable[[], tuple[Tensor, Tensor, Tensor]], path: Path
+) -> Whitening:
+    """That of the model a run starts from, else fitted once and kept at `path`, so that a resumed run on other threads
+    has the same bits. `some` gives latents (B, C, T, H, W), mean and deviation (C,)."""
     if plan.start:
         return load_parts(plan.start).whitening
     if path.exists():
         return Whitening.from_dict(json.loads(path.read_text()))
-    rows = np.linspace(0, len(latents.values) - 1, min(32, len(latents.values))).astype(int)
-    some = torch.from_numpy(latents.values[rows]).to(next(vae.parameters()))
-    importance = pixel_importance(vae, some).cpu()
-    whitening = Whitening.fit(latents.mean, latents.std, importance, plan.whitening_power)
+    latents, mean, std = some()
+    importance = pixel_importance(vae, latents.to(next(vae.parameters()))).cpu()
+    whitening = Whitening.fit(mean, std, importance, plan.whitening_power)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(whitening.to_dict()))
@@ -378,6 +392,36 @@ def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening
     return Parts(vae.cpu(), whole.dit, whole.text, whitening, scheduler, defaults)
 
 
+@dataclass(frozen=True)
+class Feed:
+    """What a run learns from: the batch of a step, what it is validated on, and tokens of a usual sample."""
+
+    batch: Callable[[TextToVideo, int], Batch]
+    validate: Callable[[nn.Module, torch.device], dict[str, float]] | None
+    whitening: Whitening
+    tokens: int
+
+
+def world_feed(
+    plan: DiTPlan, vae: VideoVAE, encoder: VideoVAE, mark: str, out: Path, say: Callable[[str], None]
+) -> Feed:
+    """Latents of rendered worlds, cached first in `out/latents` or `plan.latents`."""
+    folder = Path(plan.latents) if plan.latents else out / "latents"
+    frames = Path(plan.frames) if plan.frames else None
+    caches = [cache_latents(plan.clips, encoder, mark, folder / "train", frames, say)]
+    for shape, clips in shapes_of(plan).items():
+        caches.append(cache_latents(clips, encoder, mark, folder / f"train-{shape.replace('/', '-')}", None, say))
+    unseen = held_out(plan.clips, plan.validate_clips)
+    unseen_latents = cache_latents(unseen, encoder, mark, folder / "validation", None, say)
+    whitening = fit_whitening(plan, vae, caches[0], out / "whitening.json")
+    return Feed(
+        batch=lambda model, step: make_batch(plan, caches, whitening, step),
+        validate=lambda model, device: validate(plan, model, unseen_latents, whitening, device),
+        whitening=whitening,
+        tokens=math.prod(grid(caches[0].values.shape, plan.config.patch)),
+    )
+
+
 def train(
     plan: DiTPlan,
     out: str | Path,
@@ -393,16 +437,15 @@ def train(
     plan_check(plan)
     device = torch.device(plan.device)
     vae = load_vae(plan.vae)
-    folder = Path(plan.latents) if plan.latents else out / "latents"
-    frames = Path(plan.frames) if plan.frames else None
     mark = vae_hash(vae)
     encoder = copy.deepcopy(vae).to(device, DTYPES[plan.dtype])  # bf16: three times as fast, 0.4 % of the spread off
-    caches = [cache_latents(plan.clips, encoder, mark, folder / "train", frames, say)]
-    for shape, clips in shapes_of(plan).items():
-        caches.append(cache_latents(clips, encoder, mark, folder / f"train-{shape.replace('/', '-')}", None, say))
-    unseen = held_out(plan.clips, plan.validate_clips)
-    unseen_latents = cache_latents(unseen, encoder, mark, folder / "validation", None, say)
-    whitening = fit_whitening(plan, vae, caches[0], out / "whitening.json")
+    if plan.data:
+        from worldline.train.clips import clip_feed
+
+        feed = clip_feed(plan, vae, encoder, mark, out)
+    else:
+        feed = world_feed(plan, vae, encoder, mark, out, say)
+    whitening = feed.whitening
     model = build(plan)
     if plan.start:
         begin(model, load_parts(plan.start), vae)
@@ -413,15 +456,12 @@ def train(
 
     task = Task(
         model=model,
-        batch=lambda step: make_batch(plan, caches, whitening, step),
+        batch=lambda step: feed.batch(model, step),
         loss=lambda module, batch: flow_loss(module, batch, device),
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
-        validate=lambda averaged: validate(plan, averaged, unseen_latents, whitening, device),
-        gflop=3
-        * plan.batch
-        * model.dit.flops(math.prod(grid(caches[0].values.shape, plan.config.patch)), TEXT_TOKENS)
-        / 1e9,
+        validate=feed.validate and (lambda averaged: feed.validate(averaged, device)),
+        gflop=3 * plan.batch * model.dit.flops(feed.tokens, TEXT_TOKENS) / 1e9,
         peak=matmul_peak(device, DTYPES[plan.dtype]),
     )
     hooks = hooks_of(plan.loop, {name: wrapped(call) for name, call in (callbacks or {}).items()})
@@ -473,6 +513,8 @@ def plan_check(plan: DiTPlan) -> None:
     for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
         if value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
+    if plan.data and plan.layout:
+        raise UserError("layout: only rendered worlds know what lies where; use --set layout=0 with data")
     phases = plan.phases
     if phases[:1] != (0,) or list(phases) != sorted(phases):
         raise UserError(f"phases: {phases} must be steps that rise from 0")
