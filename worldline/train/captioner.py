@@ -1,7 +1,7 @@
 """Trains the small video captioner on rendered worlds, whose captions are known: `worldline train captioner`.
 
-Beside the words it learns, as the diffusion transformer does, which shapes, colours, sizes and motions lie where
-(`train.layout`); the head that answers is not exported.
+Beside the words it learns, as the diffusion transformer does, which shapes, colours, sizes, motions and floors lie
+where (`train.layout`); the head that answers is not exported.
 """
 
 from __future__ import annotations
