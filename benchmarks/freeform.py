@@ -1,6 +1,6 @@
 """Does the model obey people? Videos for `freeform_prompts.json`, judged by the verifier.
 
-    python -m benchmarks.freeform [--model DIR] [--seeds 2] [--json out.json] [--sheet sheet.png]
+    python -m benchmarks.freeform [--model DIR] [--seeds 2] [--rewrite] [--json out.json] [--sheet sheet.png]
 
 Fifty sentences by hand, with synonyms and word orders that the caption grammar never says. Each is drawn with several
 seeds. The sentences say no size and no speed, so neither is judged.
@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from worldline.caption.rewrite import rewrite
 from worldline.eval.report import Rate
 from worldline.generate.pipeline import load
 from worldline.media.preview import contact_sheet
@@ -36,16 +37,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rewrite", action="store_true", help="draw what `worldline rewrite` makes of the sentences")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--sheet", type=Path, default=None)
     args = parser.parse_args()
     entries = json.loads(PROMPTS.read_text())
+    prompts = [rewrite(entry["prompt"]).text if args.rewrite else entry["prompt"] for entry in entries]
     pipeline = load(args.model)
     right: Counter[tuple[int, str]] = Counter()
     asked: Counter[int] = Counter()
     clips, labels = [], []
     for seed in range(args.seeds):
-        videos = pipeline.answer([entry["prompt"] for entry in entries], [1000 * seed + i for i in range(len(entries))])
+        videos = pipeline.answer(prompts, [1000 * seed + i for i in range(len(entries))])
         for entry, video in zip(entries, videos, strict=True):
             scene = scene_of(entry)
             verdict = judge(read(video), scene)
