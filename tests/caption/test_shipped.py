@@ -61,6 +61,9 @@ def test_the_command_adds_what_is_missing(
     plan = json.loads(capsys.readouterr().out)
     assert (plan["clips"], plan["missing"], len(plan["left_out"])) == (2, 2, 1)
     assert not Path("captions.parquet").exists()
+    assert main(["caption", ".", "--style", "short", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == "captions.parquet"
+    assert [len(e.captions) for e in open_dataset(".", lambda source, reason: None)] == [1, 1]
     assert [e.captions for e in open_dataset(tmp_path)] != [(), ()]
 
 

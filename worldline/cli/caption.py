@@ -15,8 +15,7 @@ def add_caption(verbs: Verbs) -> None:
     parser = add_verb(verbs, "caption", run_caption, about)
     add = parser.add_argument
     add("sources", metavar="SRC", nargs="+", help="manifest of `worldline curate`, other dataset, folder or video")
-    words = "where captions are added; beside a manifest unless given, ./captions.parquet for anything else"
-    add("--out", default=None, help=words)
+    add("--out", default=None, help="where captions are added; captions.parquet beside the dataset unless given")
     add("--style", choices=("short", "full", "both"), default="full", help="one sentence, or all there is to say")
     _add_writer(
         parser, "--captioner", "address of an OpenAI-compatible endpoint (https://host/v1) or folder of a model"
@@ -62,7 +61,7 @@ def run_caption(args: argparse.Namespace) -> None:
 
     from worldline.caption.captioner import captioner_of
     from worldline.caption.run import caption_all, missing
-    from worldline.data.dataset import open_dataset
+    from worldline.data.dataset import captions_beside, open_dataset
     from worldline.records import read_captions
 
     broken: list[str] = []
@@ -70,8 +69,8 @@ def run_caption(args: argparse.Namespace) -> None:
     for source in args.sources:
         opened = open_dataset(source, lambda name, reason: broken.append(reason))
         examples += opened
-        outs.append(_beside(source))
-    out = Path(args.out) if args.out else outs[0] or Path("captions.parquet")
+        outs.append(captions_beside(Path(source)))
+    out = Path(args.out) if args.out else outs[0]
     if len(set(outs)) > 1 and not args.out:
         raise UserError("--out: the sources lie in several places; name the file that captions are added to")
     captioner = captioner_of(args.captioner, ways)
@@ -107,23 +106,6 @@ def _doubt(caption: Any) -> str:
     if caption.sure is None or caption.sure >= SURE:
         return ""
     return f"\n    (sure of {caption.sure:.0%} a word: not one of the worlds that the shipped captioner knows)"
-
-
-def _beside(source: str) -> Path | None:
-    from worldline.records import CAPTIONS
-
-    root = _root(source)
-    return root / CAPTIONS if root else None
-
-
-def _root(source: str) -> Path | None:
-    """The folder of a manifest; None for anything else."""
-    from worldline.records import MANIFEST
-
-    place = Path(source)
-    if (place / MANIFEST).is_file():
-        return place
-    return place.parent if place.name == MANIFEST else None
 
 
 def add_rewrite(verbs: Verbs) -> None:

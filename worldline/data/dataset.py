@@ -8,12 +8,13 @@
 | folder with videos.txt and prompt.txt          | a line each                                                    |
 | folder of .tar files, or one of them           | WebDataset: samples by the name before the first dot           |
 | folder of videos, or one video                 | a video each, its caption in the .txt of the same name, if any |
+
+Captions that `worldline caption` added to a dataset, in captions.parquet beside it, belong to any of these.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import json
 import tarfile
@@ -62,8 +63,11 @@ def open_dataset(path: str | Path, broken: Said | None = None) -> list[Example]:
     place = Path(path)
     if not place.exists():
         raise UserError(f"{path}: no such dataset; see `worldline shards --help` for what can be read")
+    said = _said(place)
     if (place / MANIFEST).is_file() or _is_manifest(place):
-        return _of_manifest(place)
+        folder = place if place.is_dir() else place.parent
+        clips = [_found(clip, folder) for clip in read_manifest(place, kept=True)]
+        return [Example(clip, tuple(said.get(clip.id, ()))) for clip in clips]
     examples = []
     for source, captions in _pairs(place):
         try:
@@ -74,7 +78,7 @@ def open_dataset(path: str | Path, broken: Said | None = None) -> list[Example]:
             broken(source, str(error))
             continue
         given = (Caption(clip.id, text, "given", GIVEN, "", str(number or "")) for number, text in enumerate(captions))
-        examples.append(Example(clip, tuple(given)))
+        examples.append(Example(clip, (*given, *said.get(clip.id, ()))))
     if not examples and broken is None:
         raise UserError(f"{path}: holds no videos; give a manifest, a table, a folder of videos or WebDataset tars")
     return examples
@@ -88,13 +92,17 @@ def _is_manifest(place: Path) -> bool:
     return "source_sha256" in pq.ParquetFile(place).schema_arrow.names
 
 
-def _of_manifest(place: Path) -> list[Example]:
-    folder = place if place.is_dir() else place.parent
+def captions_beside(place: Path) -> Path:
+    """Where the captions of a dataset lie that were added to it."""
+    return (place if place.is_dir() else place.parent) / CAPTIONS
+
+
+def _said(place: Path) -> dict[str, list[Caption]]:
     said: dict[str, list[Caption]] = {}
-    for caption in read_captions(folder / CAPTIONS):
-        said.setdefault(caption.clip, []).append(caption)
-    clips = read_manifest(place, kept=True)
-    return [Example(_found(clip, folder), tuple(said.get(clip.id, ()))) for clip in clips]
+    if captions_beside(place).is_file():
+        for caption in read_captions(captions_beside(place)):
+            said.setdefault(caption.clip, []).append(caption)
+    return said
 
 
 def _found(clip: Clip, folder: Path) -> Clip:
@@ -239,9 +247,3 @@ def _of_member(kind: str, data: bytes) -> tuple[str, ...]:
     held = json.loads(text)
     column = _column(list(held), "text") if isinstance(held, dict) else None
     return _texts(held[column]) if column else ()
-
-
-@functools.lru_cache(maxsize=1)
-def described() -> str:
-    """The table of kinds, for `--help`."""
-    return (__doc__ or "").split("\n\n")[1]

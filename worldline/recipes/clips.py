@@ -30,6 +30,7 @@ def dit() -> DiTPlan:
         seed=2,
         shapes=(),
         shares=(1.0,),
+        shape_clips=(0,),
         layout=0.0,
         batch=24,
         nothing_known=(0.6,),
