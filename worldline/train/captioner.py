@@ -46,7 +46,7 @@ class CaptionerPlan:
     validate_clips: int = 256
     dtype: str = "bfloat16"
     device: str = "cpu"
-    optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=1.5e-3, warmup=200, ema=0.998, schedule="trapezoid"))
+    optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=1.5e-3, warmup=200, ema=0.99, schedule="trapezoid"))
     loop: LoopPlan = field(default_factory=lambda: LoopPlan(steps=4000, validate_every=500, checkpoint_every=250))
 
 
