@@ -59,5 +59,5 @@ def dit() -> DiTPlan:
 
 
 def captioner() -> CaptionerPlan:
-    """The captioner (1.7 M parameters) on 20 480 world clips of three shapes, nine frames of each."""
+    """The captioner (1.4 M parameters) on 20 480 world clips of three shapes, nine frames of each."""
     return CaptionerPlan(clips=ClipsPlan(count=16_384, split="any", frames=9, fps=8.0, workers=1))
