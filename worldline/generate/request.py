@@ -36,8 +36,8 @@ class Request:
     `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert; `guidance_scale_image` that
     of what is known of the video, None for a model that is not guided by it; `guidance_oscillation` turns both off in
     every other late step. `shift` moves the times towards noise, None as far as the model's scheduler says.
-    `prompt_suffix` ends what the model reads, see `suffixed`. `rewritten_from` is the user's own prompt where `prompt` was
-    made of it. `grid` is the model's.
+    `prompt_suffix` ends what the model reads, see `suffixed`. `rewritten_from` is the user's own prompt where `prompt`
+    was made of it. `grid` is the model's.
     """
 
     prompt: str
