@@ -16,7 +16,7 @@ from torch import Tensor
 
 TAPS = 3  # frames that one output frame sees: its own and two before
 TILE = 4  # outputs per side of a tile
-BAND_BYTES = 2**21  # transformed pixels of one band of rows: what stays near a core
+BAND_BYTES = 2**23  # transformed pixels of one band of rows: what stays near the cores, and keeps two of them busy
 LEAST_PIXELS = 512  # below these, transforming the weights takes longer than it saves
 LEAST_CHANNELS = 16
 # Which of three taps on doubled pixels fall on the same small one: (output over a pixel, small tap, tap).
