@@ -96,7 +96,8 @@ def test_engines_end_with_a_server_that_is_killed_and_its_job_is_done_by_the_nex
     port = client.base_url.port
     with command(tmp_path, port) as process:
         video = client.videos.create(prompt=PROMPT, extra_body={"num_inference_steps": 40, "num_frames": 5})
-        while client.videos.retrieve(video.id).progress == 0:
+        while (seen := client.videos.retrieve(video.id)).progress == 0:
+            assert seen.status != "failed", seen.error
             time.sleep(0.02)
         engines = psutil.Process(process.pid).children()
         os.kill(process.pid, signal.SIGKILL)

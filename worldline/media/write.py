@@ -326,7 +326,7 @@ def _atomic(path: str | Path) -> Iterator[Path]:
     try:
         temporary = _make_temporary(target)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
         temporary = None
     except OSError as error:  # PyAV's errors are OSErrors too
@@ -350,9 +350,9 @@ def _make_temporary(target: Path) -> Path:
     return name
 
 
-def _sync(path: Path) -> None:
-    """Waits for the disk: a full one may only say so now."""
-    handle = os.open(path, os.O_RDWR)
+def sync(path: Path) -> None:
+    """Waits for the disk to hold a file, or a folder's entries: a full one may only say so now."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from worldline.errors import UserError
+from worldline.media.write import sync
 
 
 class Store:
@@ -38,9 +39,9 @@ class Store:
         part = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             shutil.copyfile(file, part)
-            _flush(part)
+            sync(part)
             os.replace(part, target)
-            _flush(target.parent)
+            sync(target.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -84,12 +85,3 @@ class Store:
 
 def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-
-
-def _flush(path: Path) -> None:
-    """Waits for the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

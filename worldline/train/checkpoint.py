@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldline.media.write import sync
+
 STEP = re.compile(r"step-(\d{8})")
 STATE = "state.json"
 
@@ -53,16 +55,16 @@ def save(
             path = temporary / f"{stem}.safetensors"
             # Copies are contiguous and own their storage: views of one flat vector would be refused as shared.
             save_file({name: value.detach().cpu().contiguous().clone() for name, value in members.items()}, path)
-            _sync(path)
+            sync(path)
             hashes[path.name] = sha256(path)
         path = temporary / STATE
         path.write_text(json.dumps({**state, "step": step, "sha256": hashes}, indent=1))
-        _sync(path)
+        sync(path)
         if final.exists():  # an earlier run left the same step: it goes only after the new one is complete
             aside = folder / f".replaced-{step:08d}-{os.getpid()}"
             os.rename(final, aside)
         os.rename(temporary, final)
-        _sync(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -118,12 +120,3 @@ def _clean(folder: Path) -> None:
     for pattern in (".saving-*", ".replaced-*"):
         for left in folder.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Forces a file or a folder's entries to the disk, so that the rename never outruns the data."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -24,7 +24,7 @@ from worldline.worlds.captions import vocabulary
 from worldline.worlds.synonyms import synonyms
 
 STATE_BYTES = 22  # of a parameter in training: bf16 weight, fp32 master, gradient, two moments and average
-NEAR = 10  # bits of 256 in which the fingerprints of one picture may differ
+NEAR = 2  # bits of 64 in which the fingerprints of one picture may differ
 
 
 @dataclass(frozen=True)
