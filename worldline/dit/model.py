@@ -10,7 +10,7 @@ from worldline.dit.blocks import NORMS, Actions, Block, Context, Picture, Readin
 from worldline.dit.config import BASE, PRESETS, SMALL, TINY, XL, DiTConfig
 from worldline.dit.told import Told
 from worldline.nn.attention import Segments
-from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise
+from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise, wide_linear
 from worldline.nn.rope import rope_tables, sincos
 
 __all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "DiT", "DiTConfig", "Reading", "Told"]
@@ -112,24 +112,25 @@ class DiT(nn.Module):
             x = x + self.actions(actions.to(x.dtype))
         dtype = x.dtype
         unique, index = torch.unique(timestep, return_inverse=True)  # (U,), (N,)
+        # The type of what blocks add to, and of their shifts, scales and gates.
+        wide = torch.promote_types(dtype, torch.float32) if self.config.wide_sum else dtype
         context = Context(
-            rows=RowIndex(index, len(unique), dtype),
+            rows=RowIndex(index, len(unique), wide),
             rope=rope_tables(places * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
             segments=Segments(cu_seqlens),
             reading=text if isinstance(text, Reading) else self.read(text),
         )
-        time = self.time(unique)  # (U, width)
-        modulation = self.modulation(F.silu(time))  # (U, 6 * width)
+        time = self.time(unique, wide)  # (U, width)
+        x, modulation = x.to(wide), wide_linear(F.silu(time), self.modulation)  # (N, width), (U, 6 * width)
         if self.config.scales_add_one:
             modulation.unflatten(1, (6, -1))[:, 1::3] += 1  # for all blocks at once
         views = factorised_views(coords, cu_seqlens) if self.config.factorised else (View(context.segments),)
         for i, block in enumerate(self.blocks):
-            x = block(x, i, modulation, views[i % len(views)], context)
+            x = block(x, context.reading.of(i), modulation, views[i % len(views)], context)
             if trace is not None:
                 trace.append(x)
         shift, scale = context.rows.gather(self._last(time)).chunk(2, dim=-1)  # (runs, 1, width)
-        x = modulate(self.norm(x), shift, scale + 1)
-        return self.head(x)  # type: ignore[no-any-return]
+        return self.head(modulate(self.norm(x), shift, scale + 1).to(dtype))  # type: ignore[no-any-return]
 
     def read(self, told: Told) -> Reading:
         """What every block reads of prompts, and of pictures: it holds for all steps of a sampler."""
