@@ -475,8 +475,10 @@ def _coding(vae: VideoCodec, dtype: torch.dtype, way: str, cut: Cut, frames: int
         faded = 3 * size * pixels / max(1, frames) * (cut.frames + 1)  # two rows of tiles and what they join to
         return coding_bytes(vae, dtype, chunk, min(frames, cut.frames + 1), down, across, alone=True) + faded
     if not cut.side:
+        if way == "decode":  # the first latent frame goes alone
+            return coding_bytes(vae, dtype, chunk, max(1, min(frames - 1, cut.frames)), height, width, frames == 1)
         count = min(frames, cut.frames)
-        turned = 12 * pixels / frames * count if way == "encode" else 0  # uint8 into float32: three of those at a time
+        turned = 12 * pixels / frames * count  # uint8 into float32: three of those at a time
         return coding_bytes(vae, dtype, chunk, count, height, width, alone=frames <= cut.frames) + turned
     reach = vae.decode_reach if way == "decode" else vae.encode_reach
     widest = max(tiles(height, width, cut.side, reach), key=lambda tile: tile.cells)
