@@ -117,6 +117,22 @@ def test_samplers_and_rescale_are_asked_for(pipeline: Pipeline) -> None:
         assert not np.array_equal(plain, pipeline.generate("a ball", **asked, **change).frames)
 
 
+def test_borrowed_steps_are_counted_and_come_near(pipeline: Pipeline) -> None:
+    exact = pipeline.generate("a red ball", steps=8)
+    assert "reuse" not in exact.metadata
+    assert "reused" not in exact.metadata
+    never = pipeline.generate("a red ball", steps=8, reuse=1e-9)
+    assert never.metadata["reused"]["borrowed"] == 0
+    np.testing.assert_array_equal(never.frames, exact.frames)
+    always = pipeline.generate("a red ball", steps=8, reuse=1.0)
+    assert (always.metadata["reuse"], always.metadata["reused"]) == (1.0, {"asked": 8, "borrowed": 7})
+    some = pipeline.generate("a red ball", steps=8, reuse=0.2)
+    assert 0 < some.metadata["reused"]["borrowed"] < 7
+    assert 0 < some.metadata["reused"]["error"] < 1
+    with pytest.raises(UserError, match="--reuse 2"):
+        pipeline.generate("a red ball", reuse=2)
+
+
 def test_the_prompt_matters(pipeline: Pipeline) -> None:
     assert not np.array_equal(pipeline.generate("a red ball").frames, pipeline.generate("a ball rolls").frames)
 

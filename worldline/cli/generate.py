@@ -53,6 +53,8 @@ def add_settings(parser: Parser) -> None:
     words = "moves the times towards noise, 1 not at all; as the model was published unless given"
     add("--shift", type=number("--shift", example="5"), default=None, help=words)
     add("--sampler", default=None, help="euler, heun, dpmpp_2m or unipc")
+    words = "approximate: a step reuses what most blocks added as long as the first block's share has changed by less"
+    add("--reuse", type=number("--reuse", example="0.1"), default=None, metavar="SHARE", help=f"{words}, e.g. 0.1")
     add("--negative-prompt", default=None, help="what the video shall not show; the model's own words unless given")
     words = 'ends what the model reads, as it was taught; {fps} stands for the rate; "" adds nothing'
     add("--prompt-suffix", default=None, help=words)
@@ -80,7 +82,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     from worldline.generate.request import how_of, read_interval
 
     scales = ("guidance_scale", "guidance_scale_2", "guidance_scale_image", "guidance_rescale", "guidance_oscillation")
-    names = ("seed", "steps", "sampler", "shift", *scales, "negative_prompt", "prompt_suffix", "long")
+    names = ("seed", "steps", "sampler", "reuse", "shift", *scales, "negative_prompt", "prompt_suffix", "long")
     settings = {name: getattr(args, name) for name in names}
     how_of(args.long, 1, {})  # an unknown plan is told at once
     interval = None if args.guidance_interval is None else read_interval(args.guidance_interval)
@@ -176,6 +178,7 @@ def _write_long(args: argparse.Namespace, pipeline: Any, request: Any, image: An
     if sheet is not None:
         write_image(sheet, contact_sheet([read_video(file).frames for file in files], [request.prompt] * len(files)))
     data = {**pipeline.record(request), "output": [str(file) for file in files], "sheet": sheet and str(sheet)}
+    _note_approximations(data)
     shape = f"{request.width}x{request.height}, {request.frames} frames at {float(request.fps):g} fps"
     lines = [f"{file}  ({shape}, seed {request.seed + i})" for i, file in enumerate(files)]
     emit(
@@ -193,12 +196,23 @@ def save(args: argparse.Namespace, result: Any, out: Path, started: float | None
     data |= {"timings": result.timings}
     if started is not None:
         data["seconds"] = round(time.perf_counter() - started, 3)
-    if data.get("known") == "replacement":
-        note("the model was not trained with masks: what is known was held by replacement, and joins may show")
+    _note_approximations(data)
     frames, height, width = result.frames.shape[:3]
     shape = f"{width}x{height}, {frames} frames at {float(result.fps):g} fps"
     lines = [f"{file}  ({shape}, seed {result.record(i)['seed']})" for i, file in enumerate(files)]
     emit(args, data, "\n".join(lines + ([f"{sheet}  (contact sheet)"] if sheet else [])))
+
+
+def _note_approximations(data: dict[str, Any]) -> None:
+    """Say in what the result is not what the model would exactly have made."""
+    if data.get("known") == "replacement":
+        note("the model was not trained with masks: what is known was held by replacement, and joins may show")
+    if "reused" in data:
+        made = data["reused"]
+        off = (
+            f"; borrowed where all blocks ran, they would have been {made['error']:.1%} off" if "error" in made else ""
+        )
+        note(f"{made['borrowed']} of the model's {made['asked']} answers were borrowed from the step before{off}")
 
 
 def _sheet_path(args: argparse.Namespace, out: Path) -> Path | None:

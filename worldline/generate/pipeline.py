@@ -30,6 +30,7 @@ from worldline.dit.conditions import Conditions, driven, frames_to_tokens, none,
 from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT
 from worldline.dit.patchify import Packed, Patch, grid, pack, patchify, unpack
+from worldline.dit.reuse import Reuse
 from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
@@ -81,6 +82,7 @@ class Drawing:
     shift: float | None = None
     prompt_suffix: str = ""
     sampler: str = "euler"
+    reuse: float = 0.0
     strength: float = 1.0
 
     def copies(self, known: bool) -> int:
@@ -131,6 +133,7 @@ class Pipeline:
         self.defaults = Request("", **known_defaults(parts.defaults), grid=self.grid)
         self.window = window_of(parts.defaults, self.grid)
         self.timings: dict[str, float] = {}
+        self.reuses: list[Reuse] = []  # since `prepare`
         self.glimpses = False  # whether `glimpse` is asked for
         self._expected: Callable[[], list[Tensor]] | None = None
         self._before = 0  # videos that were drawn in sequences before the one in work
@@ -168,6 +171,7 @@ class Pipeline:
         guidance_oscillation: bool | None = None,
         shift: float | None = None,
         sampler: str | None = None,
+        reuse: float | None = None,
         negative_prompt: str | None = None,
         prompt_suffix: str | None = None,
         seed: int = 0,
@@ -180,7 +184,7 @@ class Pipeline:
 
         `image`: uint8 (H, W, 3), kept as the first frame. `long`: see `paint`. `frames=1` makes a picture.
         `guidance_scale_2`: of the low-noise expert, for a model that has one; `guidance_scale_image`: of what is known,
-        for a model that is guided by it. `guidance_oscillation`, `shift`, `prompt_suffix`: see `Request`.
+        for a model that is guided by it. `guidance_oscillation`, `shift`, `prompt_suffix`, `reuse`: see `Request`.
         `progress(done, total)` is called after every step. Raises UserError for any value that cannot be.
         """
         given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler, "fps": fps}
@@ -188,7 +192,7 @@ class Pipeline:
         given |= {"guidance_scale_image": guidance_scale_image, "guidance_rescale": guidance_rescale}
         given |= {"guidance_oscillation": guidance_oscillation, "prompt_suffix": prompt_suffix}
         given |= {"guidance_interval": guidance_interval, "negative_prompt": negative_prompt, "seed": seed}
-        given |= {"shift": shift}
+        given |= {"shift": shift, "reuse": reuse}
         check_prompt(prompt)
         request = self.request(prompt, seconds=seconds, frames=frames, num_videos=num_videos, **given)
         return self.run(request, image, progress, long)
@@ -220,6 +224,7 @@ class Pipeline:
         `reads`: known pixels are encoded; `streamed`: frames are given away as they are finished. Raises UserError with
         the nearest size or length that fits where it does not fit into memory.
         """
+        self.reuses = []
         about = {"ready": True, "reads": reads, "streamed": streamed, "how": how}
         where = setting(self.device, self.dtype, self.parts.defaults, self.max_memory, **about)
         cells = request.grid.latent(request.padded)
@@ -281,6 +286,7 @@ class Pipeline:
         cells = request.grid.latent(request.padded)
         cut = self._cut(cells.height, cells.width)
         settings |= {"decoded": str(cut)} if cut.blended else {}
+        settings |= {"reused": reused(self.reuses)} if request.reuse else {}
         return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
 
     @property
@@ -569,6 +575,7 @@ class Pipeline:
         told = self._told(text, condition)
         # What the blocks read of the prompts is the same at every step, but for how many copies are asked.
         reading = cache(lambda dit, count: dit.read(told.first(count * videos)))
+        kept = cache(lambda dit, count: self._kept(drawing))  # steps are alike if they ask the same of the same model
         eps = noise.to(self.device).repeat(copies, 1)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -590,6 +597,7 @@ class Pipeline:
                 reading(dit, count),
                 known=known[:rows],
                 mask=mask[:rows],
+                reuse=kept(dit, count),
                 **({} if actions is None else {"actions": actions[:rows]}),
             ).float()
             match velocity.chunk(count):
@@ -614,6 +622,13 @@ class Pipeline:
             return velocity
 
         return remembering
+
+    def _kept(self, drawing: Drawing) -> Reuse | None:
+        """What steps may borrow from each other, where they may."""
+        if not drawing.reuse:
+            return None
+        self.reuses.append(Reuse(drawing.reuse))
+        return self.reuses[-1]
 
     def _told(self, text: TextStates, condition: Conditions) -> Told:
         """Prompts, and the same pictures beside each of them."""
@@ -760,6 +775,13 @@ def scales_of(drawing: Drawing, condition: Conditions, patch: Patch, times: Tens
         return text, frames_to_tokens(ramp[:, None], condition.mask.shape, patch)
 
     return scales
+
+
+def reused(each: Sequence[Reuse]) -> dict[str, float]:
+    """How many answers of the model were asked for and borrowed, and by how much a borrowed one errs, see `Reuse`."""
+    errors = [error for one in each for error in one.errors]
+    counts = {"asked": sum(one.asked for one in each), "borrowed": sum(one.reused for one in each)}
+    return counts | ({"error": round(float(np.mean(errors)), 4)} if errors else {})
 
 
 class _Timer:
