@@ -3,8 +3,8 @@
     python -m benchmarks.reuse [--limits 0.05,0.1,0.2,0.3] [--n 12] [--model FOLDER] [--json FILE]
 
 For each limit: the share of the model's answers that were borrowed, time of exact over time with it (median of
-prompts, each run both ways in turns), the error that `Reuse` reports, and the true one of the finished latents, relative
-to exact. Prompts are those of held-out worlds.
+prompts, each run both ways in turns), the error that `Reuse` reports, and the true one of the finished latents,
+relative to exact. Prompts are those of held-out worlds.
 """
 
 from __future__ import annotations

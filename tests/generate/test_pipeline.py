@@ -133,6 +133,26 @@ def test_borrowed_steps_are_counted_and_come_near(pipeline: Pipeline) -> None:
         pipeline.generate("a red ball", reuse=2)
 
 
+def test_compiled_blocks_share_their_programs_and_make_the_same(pipeline: Pipeline, micro_parts: Parts) -> None:
+    programs = []
+
+    def traced(graph: torch.fx.GraphModule, _: object) -> Any:
+        programs.append(graph)
+        return graph.forward
+
+    compiled = Pipeline(micro_parts, device="cpu", dtype=torch.float32).compile(backend=traced)
+    made = compiled.generate("a red ball", steps=3)
+    # Of two blocks and three steps: one for a block that finds how text is padded, one for those that are told.
+    assert len(programs) <= 2
+    assert np.abs(made.frames.astype(int) - pipeline.generate("a red ball", steps=3).frames).max() <= 1
+
+
+def test_compiling_says_what_it_lacks(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="--compile needs no-such-compiler"):
+        pipeline.compile()
+
+
 def test_the_prompt_matters(pipeline: Pipeline) -> None:
     assert not np.array_equal(pipeline.generate("a red ball").frames, pipeline.generate("a ball rolls").frames)
 

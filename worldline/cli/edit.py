@@ -116,7 +116,7 @@ def _verb(
 
         from worldline.generate.pipeline import Deferred
 
-        pipeline = Deferred(folder, layout.defaults(folder), most)
+        pipeline = Deferred(folder, layout.defaults(folder), most, args.compile)
         with progress(name) as update:
             args.progress = update
             result = make(args, pipeline)

@@ -61,6 +61,8 @@ def add_settings(parser: Parser) -> None:
     words = "what is longer than the model's window: auto, whole, sliding, long-range or hierarchy"
     add("--long", default="auto", metavar="PLAN", help=words)
     add("--model", default=None, help="model folder or hub id; the shipped model unless given")
+    words = "compile the transformer first (torch.compile): up to a minute, which pays for long sampling in bfloat16"
+    add("--compile", action="store_true", help=words)
     add_max_memory(parser)
 
 
@@ -150,7 +152,7 @@ def run_generate(args: argparse.Namespace) -> None:
         plan = {**request.as_dict(), "tokens": request.tokens.count, "long": how, "model": str(folder)}
         plan |= {"output": [str(file) for file in numbered(out, request.num_videos)], "autoencoder": str(cut)}
         return emit(args, plan, "\n".join(f"{key:16} {value}" for key, value in plan.items()))
-    pipeline = load(folder, max_memory=most)
+    pipeline = load(folder, max_memory=most, compiled=args.compile)
     for line in pipeline.hints(request):
         note(line)
     pipeline.plan_for(latent.frames, args.long)  # pieces are refused where the model reads clips as wholes

@@ -246,6 +246,10 @@ class MMDiT(nn.Module):
         dtype = self.embed.weight.dtype
         return Heard(self.text(told.text.to(dtype)), told.cu_text, self.vector(told.vector.to(dtype)))
 
+    def stack(self) -> list[nn.Module]:
+        """The blocks, in order."""
+        return [*self.double_blocks, *self.single_blocks]
+
     def flops(self, tokens: int, text: int) -> int:
         """Floating-point operations of the matmuls and attention of one forward pass over one sample.
 

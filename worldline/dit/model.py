@@ -192,6 +192,10 @@ class DiT(nn.Module):
             first += len(table)
         return torch.addmm(x, one_hot, tables)
 
+    def stack(self) -> list[nn.Module]:
+        """The blocks, in order."""
+        return list(self.blocks)
+
     def flops(self, tokens: int, text: int) -> int:
         """Floating-point operations of the matmuls and attention of one forward pass over one sample.
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -138,6 +141,19 @@ class Pipeline:
         self._expected: Callable[[], list[Tensor]] | None = None
         self._before = 0  # videos that were drawn in sequences before the one in work
         self._cuts: dict[tuple[int, int], Cut] = {}
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> Pipeline:
+        """Compiles the transformers' blocks by `torch.compile` when they first run; those of a kind share their programs.
+
+        It takes up to a minute for every new shape, and gives the same numbers but for rounding. Raises UserError where
+        the device needs a compiler of C++ that is not there.
+        """
+        if backend == "inductor":
+            check_compiler(self.device)
+        for dit in (self.dit, self.low):
+            for block in [] if dit is None else dit.stack():
+                block.compile(backend=backend)
+        return self
 
     def save_pretrained(
         self,
@@ -808,15 +824,19 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     max_memory: float | None = None,
+    compiled: bool = False,
 ) -> Pipeline:
-    """The pipeline of a model folder or hub id (None: the shipped model).
+    """The pipeline of a model folder or hub id (None: the shipped model), `compiled` as by `Pipeline.compile`.
 
     Half-precision weights of public models are computed with as they are unless `dtype` is given. Raises UserError as
     `checkpoints.folder.load_parts`.
     """
     keep_freed_memory()
     folder = layout.check(path)
-    return Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder, max_memory)
+    if compiled:
+        check_compiler(chosen_device(device))
+    pipeline = Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder, max_memory)
+    return pipeline.compile() if compiled else pipeline
 
 
 def check_memory(folder: Path, request: Request, max_memory: float | None = None, **about: Any) -> Cut:
@@ -837,8 +857,10 @@ def setting_of(
 class Deferred:
     """A pipeline that is loaded when its weights are needed: what was asked for is checked before that."""
 
-    def __init__(self, folder: Path, defaults: Mapping[str, Any], max_memory: float | None = None) -> None:
-        self.folder, self.max_memory = folder, max_memory
+    def __init__(
+        self, folder: Path, defaults: Mapping[str, Any], max_memory: float | None = None, compiled: bool = False
+    ) -> None:
+        self.folder, self.max_memory, self.compiled = folder, max_memory, compiled
         self.grid, self.driven, self.pictures = layout.traits(folder)
         self.defaults = Request("", **known_defaults(defaults), grid=self.grid)
         self.window = window_of(defaults, self.grid)
@@ -851,7 +873,7 @@ class Deferred:
 
     def __getattr__(self, name: str) -> Any:
         if name == "pipeline":
-            self.pipeline = load(self.folder, max_memory=self.max_memory)
+            self.pipeline = load(self.folder, max_memory=self.max_memory, compiled=self.compiled)
             return self.pipeline
         return getattr(self.pipeline, name)
 
@@ -859,6 +881,13 @@ class Deferred:
 def chosen_device(device: torch.device | str | None) -> torch.device:
     """The device asked for, else the fastest here."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError where `torch.compile` lacks what it needs: on a CPU a compiler of C++."""
+    command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(command) is None:
+        raise UserError(f"--compile needs {command}, a compiler of C++; install it, or leave --compile out")
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
