@@ -38,7 +38,7 @@ from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
-from worldline.generate.plan import MAX_PACKED, Setting, fitting_cut, setting, standard_cut
+from worldline.generate.plan import MAX_PACKED, Setting, fitting_cut, setting, spare, standard_cut
 from worldline.generate.request import (
     MAX_VIDEOS,
     Request,
@@ -141,9 +141,10 @@ class Pipeline:
         self._expected: Callable[[], list[Tensor]] | None = None
         self._before = 0  # videos that were drawn in sequences before the one in work
         self._cuts: dict[tuple[int, int], Cut] = {}
+        self._both = False  # whether there is room for two experts
 
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> Pipeline:
-        """Compiles the transformers' blocks by `torch.compile` when they first run; those of a kind share their programs.
+        """Compiles the transformers' blocks by `torch.compile` when they first run; those of a kind share programs.
 
         It takes up to a minute for every new shape, and gives the same numbers but for rounding. Raises UserError where
         the device needs a compiler of C++ that is not there.
@@ -245,6 +246,14 @@ class Pipeline:
         where = setting(self.device, self.dtype, self.parts.defaults, self.max_memory, **about)
         cells = request.grid.latent(request.padded)
         self._cuts[cells.height, cells.width] = fitting_cut(self.outline, request, where)
+        if self._experts:
+            assert self.low is not None
+            width = torch.empty((), dtype=self.dtype).element_size()
+            asleep = [dit for dit in (self.dit, self.low) if is_hollow(dit)]
+            needed = sum(width * value.numel() for dit in asleep for value in dit.parameters())
+            self._both = spare(self.outline, request, where) >= needed
+            if not self._both and not asleep:
+                self._sleep(self.low)
 
     def run(
         self,
@@ -668,13 +677,20 @@ class Pipeline:
         return self._awake(self.low, self.dit), scale
 
     def _awake(self, dit: DiT | MMDiT, other: DiT | MMDiT) -> DiT | MMDiT:
-        """An expert with its weights; where it has none they are read, once the other's are given up."""
+        """An expert with its weights; where it has none they are read, once the other's are given up unless there is
+        room for both."""
         if is_hollow(dit):
             with self._timed("load"), torch.inference_mode(False):  # weights are as any that are read
-                other.to("meta")
-                return_freed_memory()
+                if not self._both:
+                    self._sleep(other)
                 self._experts[dit].fill(dit, self.dtype, self.device)
         return dit
+
+    @staticmethod
+    def _sleep(dit: DiT | MMDiT) -> None:
+        """Gives up an expert's weights."""
+        dit.to("meta")
+        return_freed_memory()
 
     @torch.inference_mode()
     def condition(self, canvas: Canvas) -> Conditions:
