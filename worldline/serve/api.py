@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from worldline import __version__
 from worldline.errors import UserError
-from worldline.generate.request import MAX_PROMPT, check_text
+from worldline.generate.request import MAX_PROMPT, check_prompt, check_text
 from worldline.serve import schemas
 from worldline.serve.bodies import Upload, opened
 from worldline.serve.guard import Guard, Meters
@@ -34,8 +34,9 @@ from worldline.serve.jobs import Job, Jobs, new_id
 from worldline.serve.keeper import Engines, Housekeeping
 from worldline.serve.moderation import moderator, verdict
 from worldline.serve.orders import Facts, Model, Order
+from worldline.serve.page import page
 from worldline.serve.refusals import Refused, bad, from_user_error, from_validation
-from worldline.serve.schemas import Clip, Create, Edit, Extend, NewCharacter, Remix
+from worldline.serve.schemas import Clip, Create, Edit, Extend, NewCharacter, Remix, Rewrite
 from worldline.serve.settings import Settings
 from worldline.serve.store import Store
 from worldline.serve.uploads import Uploads
@@ -104,7 +105,12 @@ class Desk:
                 given[f"card-{number}"] = card.image
                 await self.judge(card.text)
             shown = {name: picture for name, picture in given.items() if picture is not None}
-            order = self.model.create(asked, set(shown))
+            told = await rewritten(asked.prompt) if asked.rewrite else None
+            order = self.model.create(
+                asked if told is None else asked.model_copy(update={"prompt": told.prompt}), set(shown)
+            )
+            if told is not None and told.prompt != asked.prompt:
+                order = replace(order, settings={**order.settings, "rewritten_from": asked.prompt})
             files = {name: (await self.uploads.picture(shown[name], folder, name))[0] for name in shown}
             places: Places = {f"{name}.png": file for name, file in files.items()}
             return await self._accept(owner, order, places, called=called, seconds=asked.seconds or order.facts.seconds)
@@ -197,6 +203,19 @@ class Desk:
                 self.store.copy(place, f"{name}/inputs/{file}")
 
 
+async def rewritten(prompt: str) -> schemas.Rewritten:
+    """A prompt as a caption of the kind that the shipped model was trained on."""
+
+    def write() -> schemas.Rewritten:
+        from worldline.caption.rewrite import rewrite  # scipy, which nothing else needs here
+
+        check_prompt(prompt)
+        made = rewrite(prompt)
+        return schemas.Rewritten(prompt=made.text, rewritten_from=prompt, note=made.note)
+
+    return await asyncio.to_thread(write)
+
+
 def _check_texts(asked: BaseModel) -> None:
     """Raises Refused for texts that no prompt can be."""
     texts = {name: getattr(asked, name, None) for name in ("prompt", "name", "negative_prompt")}
@@ -225,7 +244,7 @@ def shown(job: Job) -> schemas.Video:
         worldline=schemas.Details(
             edit=order.verb, seed=order.settings["seed"], step=job.step, steps=job.steps, seconds_left=job.left,
             width=facts.width, height=facts.height, frames=facts.frames, fps=float(facts.fps),
-            made_from=list(job.parents),
+            made_from=list(job.parents), rewritten_from=order.settings.get("rewritten_from"),
         ),
     )  # fmt: skip
 
@@ -348,6 +367,11 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
         async with desk.read(request, Extend) as asked:
             return shown(await desk.extend(request.state.owner, asked))
 
+    @router.post("/rewrites", response_model=schemas.Rewritten, openapi_extra=sent_as(Rewrite))
+    async def rewrite(request: Request) -> Any:
+        async with desk.read(request, Rewrite) as asked:
+            return await rewritten(asked.prompt)
+
     @router.post("/characters", response_model=schemas.Character, openapi_extra=sent_as(NewCharacter, typed=False))
     async def create_character(request: Request) -> Any:
         async with desk.read(request, NewCharacter) as asked:
@@ -424,8 +448,13 @@ def around(desk: Desk, meters: Meters) -> APIRouter:
     router = APIRouter(responses=REFUSALS)
 
     def card() -> schemas.ModelCard:
-        defaults = {**desk.model.defaults.as_dict(), "seconds": _length(desk.model)}
-        return schemas.ModelCard(id=desk.model.name, created=0, defaults=defaults)
+        model, limits = desk.model, desk.settings.limits
+        return schemas.ModelCard(
+            id=model.name, created=0, defaults={**model.defaults.as_dict(), "seconds": _length(model)},
+            limits=schemas.Most(pixels=limits.pixels, seconds=limits.seconds, prompt=limits.prompt),
+            shapes=[schemas.Shape(aspect=aspect, size=size) for aspect, size in model.shapes().items()],
+            step=model.grid.temporal, side=model.grid.side, pictures=model.pictures, examples=model.examples(),
+        )  # fmt: skip
 
     @router.get("/v1/models", response_model=schemas.ModelPage)
     async def list_models() -> Any:
@@ -485,6 +514,7 @@ def create_app(settings: Settings, model: Model, engines: Engines | None = None)
     )
     app.include_router(videos(desk, meters))
     app.include_router(around(desk, meters))
+    app.include_router(page())
     _refuse(app)
     _describe(app)
     app.add_middleware(Guard, settings=settings, meters=meters)
@@ -532,7 +562,7 @@ def _describe(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            kinds = [(kind, "validation") for kind in (Create, Remix, Extend, Edit, NewCharacter)]
+            kinds = [(kind, "validation") for kind in (Create, Remix, Rewrite, Extend, Edit, NewCharacter)]
             _, held = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
             page = plain()
             page.setdefault("components", {}).setdefault("schemas", {}).update(held["$defs"])
