@@ -15,7 +15,7 @@ export class Board {
     place.append(h("p", { class: "soft" }, "Each card says what is shown from its time on: words, a picture, or both."));
     place.append(this.lane, this.list, h("div", { class: "row" }, more));
     this.add(0);
-    this.add(seconds() || 1);
+    this.add(seconds() / 2);
   }
 
   /** A new card in the middle of the longest stretch. */
@@ -24,7 +24,8 @@ export class Board {
     const ends = [...this.cards.slice(1).map((card) => card.at), this.seconds()];
     const spans = this.cards.map((card, i) => ends[i] - card.at);
     const longest = spans.indexOf(Math.max(...spans));
-    const card = this.add(this.cards[longest].at + spans[longest] / 2, longest + 1);
+    const middle = this.cards[longest].at + spans[longest] / 2;
+    const card = this.add(Math.round(middle / this.frame) * this.frame, longest + 1);
     card.text.focus();
     say(`Card ${this.cards.indexOf(card) + 1} of ${this.cards.length}`);
   }

@@ -33,7 +33,8 @@ export function compose(card) {
   $("steps").placeholder = defaults.steps;
   $("guidance").placeholder = defaults.guidance_scale;
   if (card.pictures) $("first").labels[0].querySelector("span").textContent = "this model begins with one";
-  board = new Board($("board"), () => Number($("seconds").value) || 1, 1 / defaults.fps);
+  const lasting = () => Number(mode() === "board" ? $("seconds").value : lengths.board) || 1;
+  board = new Board($("board"), lasting, 1 / defaults.fps);
   for (const radio of $("composer").elements.mode) radio.addEventListener("change", changed);
   $("seconds").addEventListener("input", () => board.draw());
   $("size").addEventListener("input", () => (choose($("size").value), (unasked = false)));

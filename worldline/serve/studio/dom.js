@@ -74,6 +74,11 @@ export const expired = (video) => video.expires_at !== null && 1000 * video.expi
 
 export const ready = (video) => video.status === "completed" && !expired(video);
 
+const plain = (video) => video.worldline.edit === "generate";
+
+/** A size as people write it. */
+export const times = (size) => size.replace("x", "×");
+
 /** Where a video stands, in a few words. */
 export function state(video) {
   const { step, steps, seconds_left } = video.worldline;
@@ -83,7 +88,7 @@ export function state(video) {
     return steps ? `Step ${step} of ${steps}${time && ` · ${time}`}` : "Beginning";
   }
   if (video.status === "failed") return video.error.code === "cancelled" ? "Cancelled" : `Failed: ${video.error.message}`;
-  return expired(video) ? "Expired: its files are gone" : `${span(length(video))} · ${video.size} · ${made(video)}`;
+  return expired(video) ? "Expired: its files are gone" : [span(length(video)), times(video.size), plain(video) ? null : made(video)].filter(Boolean).join(" · ");
 }
 
 /** Seconds that a video plays: its frames, each for as long as one lasts. */

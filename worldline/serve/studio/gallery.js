@@ -18,7 +18,7 @@ export function fill(opened) {
   videos.addEventListener("change", ({ detail }) => change(detail.video, detail.before));
   videos.addEventListener("gone", ({ detail }) => gone(detail.id));
   videos.addEventListener("page", count);
-  $("older").addEventListener("click", () => videos.older().catch((error) => trouble(error)));
+  $("older").addEventListener("click", () => videos.older().catch(trouble));
 }
 
 function count() {
@@ -73,12 +73,12 @@ function build(video) {
   card.words = h("p", { class: "words" }, words(video));
   card.state = h("p", { class: "state" });
   card.remix = act("Remix", () => open(card.id, "remix"));
-  card.save = act("Download", () => download(videos.get(card.id)).catch((error) => trouble(error)));
-  card.cancel = act("Cancel", () => api.cancel(card.id).then((told) => videos.take(told), (error) => trouble(error)));
-  card.away = act("Delete", () => api.remove(card.id).then(() => videos.drop(card.id), (error) => trouble(error)));
+  card.save = act("Download", () => download(videos.get(card.id)).catch(trouble));
+  card.cancel = act("Cancel", () => api.cancel(card.id).then((told) => videos.take(told), trouble));
+  card.away = act("Delete", () => api.remove(card.id).then(() => videos.drop(card.id), trouble));
   card.element = h("li", { class: "card", data: { id: video.id } },
-    card.button, card.bar, card.words, card.state,
-    h("div", { class: "quick" }, card.remix, card.save, card.cancel, card.away));
+    card.button, card.bar, card.words,
+    h("div", { class: "foot" }, card.state, h("div", { class: "quick" }, card.remix, card.save, card.cancel, card.away)));
   card.element.card = card;
   for (const [begin, end] of [["pointerenter", "pointerleave"], ["focusin", "focusout"]]) {
     card.element.addEventListener(begin, () => play(card));
@@ -92,6 +92,7 @@ function update(card, video) {
   const { width, height } = video.worldline;
   const done = ready(video);
   card.frame.style.aspectRatio = `${width} / ${height}`;
+  card.element.style.setProperty("--ratio", width / height);
   card.element.dataset.status = video.status;
   put(card.state, done || live(video) ? `${state(video)}${done ? ` · ${ago(video.created_at)}` : ""}` : state(video));
   card.button.setAttribute("aria-label", `Open: ${words(video)}. ${state(video)}`);

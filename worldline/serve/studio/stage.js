@@ -86,7 +86,7 @@ async function play(id) {
 }
 
 function toggle() {
-  if (part.video.paused) part.video.play().catch((error) => trouble(error));
+  if (part.video.paused) part.video.play().catch(trouble);
   else part.video.pause();
   put(part.pause, part.video.paused ? "Play" : "Pause");
 }

@@ -7,12 +7,13 @@ import { handle } from "./slider.js";
 const SPRITES = 16; // frames of a spritesheet at most, four in a row
 
 export class Timeline {
-  /** Of a `video`, which `player` shows; `changed()` is called with each change. */
+  /** Of a `video`, which `player` shows; `changed(timeline)` is called with each change. */
   constructor(video, player, changed) {
     Object.assign(this, { video, player, changed, total: length(video), frame: 1 / video.worldline.fps });
     this.stretches = [];
-    this.strip = h("canvas", { class: "strip", "aria-hidden": "true" });
-    this.track = h("div", { class: "track" }, this.strip);
+    this.strip = h("canvas", { class: "strip", "aria-hidden": "true" }); // all of it, pale
+    this.kept = h("canvas", { class: "strip", "aria-hidden": "true" }); // but for what is kept
+    this.track = h("div", { class: "track" }, this.strip, this.kept);
     this.playhead = handle({
       label: "Playhead", class: "playhead", track: this.track, scale: () => this.total, step: this.frame,
       range: () => [0, this.total - this.frame], moved: (at) => this.seek(at),
@@ -26,7 +27,6 @@ export class Timeline {
         button("Whole video", () => this.reset())),
       this.list);
     this.reset();
-    this.draw();
     this.paint();
     this.follow = this.follow.bind(this);
     requestAnimationFrame(this.follow);
@@ -39,6 +39,7 @@ export class Timeline {
 
   /** Seconds around a cut that can be made anew: no more than every stretch has to give. */
   get room() {
+    if (this.stretches.length < 2) return Infinity;
     const shortest = Math.min(...this.stretches.map(({ begin, end }) => Math.round((end - begin) / this.frame)));
     return Math.max(0, Math.floor((shortest - 1) / 2)) * this.frame;
   }
@@ -119,6 +120,10 @@ export class Timeline {
       from.place(begin);
       to.place(end);
     });
+    const stops = [...this.stretches].sort((a, b) => a.begin - b.begin).flatMap(({ begin, end }) => [
+      `transparent ${percent(begin)}`, `black ${percent(begin)}`, `black ${percent(end)}`, `transparent ${percent(end)}`,
+    ]);
+    this.kept.style.maskImage = `linear-gradient(to right, ${stops.join(", ")})`;
     const button = (stretch, text, act, disabled) => h("button", {
       type: "button", class: "plain", disabled, onclick: act,
       "aria-label": `${text} stretch ${this.stretches.indexOf(stretch) + 1}`,
@@ -129,7 +134,7 @@ export class Timeline {
       button(stretch, "Sooner", () => this.move(stretch, -1), i === 0),
       button(stretch, "Later", () => this.move(stretch, 1), i === last),
       button(stretch, "Remove", () => this.remove(stretch), last === 0))));
-    this.changed?.();
+    this.changed(this);
   }
 
   /** The frames along the strip, from the spritesheet: each as wide as its proportions say, at its time. */
@@ -148,6 +153,8 @@ export class Timeline {
       context.drawImage(sheet, ...from, wide, high, (i * this.strip.width) / across, 0, this.strip.width / across, height);
     }
     sheet.close();
+    Object.assign(this.kept, { width: this.strip.width, height });
+    this.kept.getContext("2d").drawImage(this.strip, 0, 0);
   }
 
   seek(at) {

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { number } from "./composer.js";
-import { h, length, ready, round, say, words } from "./dom.js";
+import { h, length, ready, round, say, times, words } from "./dom.js";
 import { show } from "./media.js";
 import { Timeline } from "./timeline.js";
 import { videos } from "./videos.js";
@@ -71,12 +71,9 @@ const VERBS = {
     let own = false; // somebody chose the seconds
     const join = seconds(0);
     join.addEventListener("input", () => (own = true));
-    const timeline = new Timeline(video, player, () => {
-      if (!own) join.value = round(Math.min(0.5, timelineRoom()), 3);
-    });
-    const timelineRoom = () => (timeline.stretches.length > 1 ? timeline.room : 0.5);
+    const timeline = new Timeline(video, player, ({ room }) => own || (join.value = round(Math.min(0.5, room))));
     return {
-      title: "Re-cut", hint: "Keep what is marked on the strip; the joins are painted anew.", below: timeline.element,
+      title: "Re-cut", hint: "Keep what is marked on the strip; the joins are painted anew.", below: timeline.element, first: timeline.playhead,
       parts: [field("Seconds made anew around a cut", join, "0 for a hard cut")], params: { join },
       send: (shared) => api.edit({
         ...shared, edit: "recut", keep: timeline.keep(), join: number(join.value), video: { id: video.id },
@@ -94,7 +91,7 @@ function pick(video, second) {
   const others = videos.all.filter((other) => ready(other) && other.size === video.size && other.id !== video.id);
   const name = `second-${++many}`;
   const element = h("fieldset", { class: "pick", tabIndex: -1 }, h("legend", {}, "Into which video"));
-  if (!others.length) element.append(h("p", { class: "soft" }, `There is no other finished video of ${video.size} yet.`));
+  if (!others.length) element.append(h("p", { class: "soft" }, `There is no other finished video of ${times(video.size)} yet.`));
   for (const other of others) {
     const image = h("img", { alt: "" });
     const radio = h("input", { type: "radio", name, value: other.id, checked: other.id === second });
@@ -140,5 +137,5 @@ export function verbForm(name, video, player, about, done, back) {
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  return { form, first: prompt, below: verb.below, leave: verb.leave ?? (() => {}) };
+  return { form, first: verb.first ?? prompt, below: verb.below, leave: verb.leave ?? (() => {}) };
 }

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { again } from "./composer.js";
-import { $, expired, h, live, made, put, ready, round, span, length, state, still, trouble, words } from "./dom.js";
+import { $, expired, h, live, made, put, ready, round, span, length, state, still, times, trouble, words } from "./dom.js";
 import { reach } from "./gallery.js";
 import { download, url } from "./media.js";
 import { titles, verbForm, verbs } from "./verbs.js";
@@ -120,10 +120,10 @@ function info(focus = false) {
   const doing = h("div", { class: "actions" });
   if (ready(video)) {
     doing.append(...verbs.map((verb) => button(titles[verb], () => act(verb), verb)));
-    doing.append(button("Download", () => download(video).catch((error) => trouble(error))));
+    doing.append(button("Download", () => download(video).catch(trouble)));
   }
   doing.append(button("Use again", () => (dialog.close(), again(video))));
-  if (live(video)) doing.append(button("Cancel", () => api.cancel(video.id).then((told) => videos.take(told), (error) => trouble(error))));
+  if (live(video)) doing.append(button("Cancel", () => api.cancel(video.id).then((told) => videos.take(told), trouble)));
   doing.append(button("Delete", () => sure(video), "delete"));
   part.side.replaceChildren(doing, facts(video));
   if (focus) (part.side.querySelector(`[data-act=${last}]`) ?? part.title).focus();
@@ -137,7 +137,7 @@ function facts(video) {
     ["Made as", made(video)],
     ["Out of", from.length ? from : null],
     ["Asked for", rewritten_from],
-    ["Size", video.size],
+    ["Size", times(video.size)],
     ["Length", `${span(length(video))}, ${frames} frames at ${round(fps, 2)} a second`],
     ["Seed", String(seed)],
     ["Model", video.model],
