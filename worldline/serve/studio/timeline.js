@@ -18,6 +18,7 @@ export class Timeline {
       label: "Playhead", class: "playhead", track: this.track, scale: () => this.total, step: this.frame,
       range: () => [0, this.total - this.frame], moved: (at) => this.seek(at),
     });
+    this.playhead.place(0);
     this.track.append(this.playhead);
     this.list = h("ol", { class: "stretches" });
     const button = (text, act) => h("button", { type: "button", onclick: act }, text);
