@@ -83,6 +83,8 @@ def test_a_video_of_a_rewritten_prompt_says_what_was_asked_for(server: Served) -
     assert server.worker.done[-1].settings["rewritten_from"] == asked
     plain = server.finished(prompt="a dog barks", rewrite=True)
     assert (plain["prompt"], plain["worldline"]["rewritten_from"]) == ("a dog barks", None)
+    body = {"prompt": asked, "rewrite": True, "storyboard": [{"at": 0, "text": asked}]}
+    assert "rewrite" in refused(server.client.post("/v1/videos", json=body))["message"]
 
 
 # ---- what a model can do -------------------------------------------------------------------------

@@ -199,8 +199,8 @@ class Model:
 
     def _storyboard(self, asked: Create, given: dict[str, Any], pictures: set[str]) -> Order:
         assert asked.storyboard is not None
-        if asked.loop or pictures - {f"card-{i}" for i in range(len(asked.storyboard))}:
-            raise bad("storyboard goes neither with loop nor with references", "storyboard")
+        if asked.loop or asked.rewrite or pictures - {f"card-{i}" for i in range(len(asked.storyboard))}:
+            raise bad("storyboard goes with neither loop, rewrite nor references", "storyboard")
         cards = []
         for number, card in enumerate(asked.storyboard):
             picture = NO_PICTURE if f"card-{number}" in pictures else None

@@ -88,7 +88,7 @@ export function state(video) {
     return steps ? `Step ${step} of ${steps}${time && ` · ${time}`}` : "Beginning";
   }
   if (video.status === "failed") return video.error.code === "cancelled" ? "Cancelled" : `Failed: ${video.error.message}`;
-  return expired(video) ? "Expired: its files are gone" : [span(length(video)), times(video.size), plain(video) ? null : made(video)].filter(Boolean).join(" · ");
+  return expired(video) ? "Expired: its files are gone" : [span(Number(video.seconds)), times(video.size), plain(video) ? null : made(video)].filter(Boolean).join(" · ");
 }
 
 /** Seconds that a video plays: its frames, each for as long as one lasts. */

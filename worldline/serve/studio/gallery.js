@@ -17,7 +17,10 @@ export function fill(opened) {
   open = opened;
   videos.addEventListener("change", ({ detail }) => change(detail.video, detail.before));
   videos.addEventListener("gone", ({ detail }) => gone(detail.id));
-  videos.addEventListener("page", count);
+  videos.addEventListener("page", () => {
+    count();
+    for (const card of cards.values()) update(card, videos.get(card.id)); // time passes
+  });
   $("older").addEventListener("click", () => videos.older().catch(trouble));
 }
 
@@ -103,7 +106,7 @@ function update(card, video) {
   card.remix.hidden = card.save.hidden = !done;
   card.away.hidden = live(video) || done;
   card.element.draggable = done;
-  if (live(video) && video.preview) card.image.src = video.preview;
+  if (live(video) && video.preview && card.image.src !== video.preview) card.image.src = video.preview;
   if (done && card.drawn === undefined && card.near) picture(card);
   if (video.status === "failed") card.image.removeAttribute("src");
 }

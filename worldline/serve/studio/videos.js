@@ -1,5 +1,6 @@
 // What is known of the videos, kept up to date: a page of the list every few seconds, and a stream of events for what
-// is in work. A browser has six connections to a server, so that only a few streams are open at a time.
+// is in work. A browser has six connections to a server for all of its tabs: only a few streams are open, and only in a
+// tab that is looked at.
 
 import * as api from "./api.js";
 import { live } from "./dom.js";
@@ -48,7 +49,10 @@ class Videos extends EventTarget {
   }
 
   async start() {
-    document.addEventListener("visibilitychange", () => document.hidden || this.look());
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) for (const control of this.streams.values()) control.abort();
+      else this.look();
+    });
     await this.look();
   }
 
@@ -61,7 +65,7 @@ class Videos extends EventTarget {
       const asked = new Set(this.held.keys());
       const page = await api.list(PAGE);
       const found = new Set(page.data.map((video) => video.id));
-      page.data.forEach((video) => this.take(video));
+      for (const video of page.data) if (!this.streams.has(video.id) || !live(video)) this.take(video);
       const oldest = page.has_more ? page.last_id : "";
       for (const id of asked) if (!found.has(id) && id >= oldest) this.drop(id);
       if (!this.loaded) this.more = page.has_more;
@@ -120,7 +124,8 @@ class Videos extends EventTarget {
       // The list is read all the same.
     }
     this.streams.delete(id);
-    this.follow();
+    const video = this.get(id);
+    if (!video || !live(video)) this.follow(); // else it broke off, and is tried again after the next look
   }
 }
 

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { again } from "./composer.js";
-import { $, expired, h, live, made, put, ready, round, span, length, state, still, times, trouble, words } from "./dom.js";
+import { $, expired, h, live, made, put, ready, round, span, state, still, times, trouble, words } from "./dom.js";
 import { reach } from "./gallery.js";
 import { download, url } from "./media.js";
 import { titles, verbForm, verbs } from "./verbs.js";
@@ -138,7 +138,7 @@ function facts(video) {
     ["Out of", from.length ? from : null],
     ["Asked for", rewritten_from],
     ["Size", times(video.size)],
-    ["Length", `${span(length(video))}, ${frames} frames at ${round(fps, 2)} a second`],
+    ["Length", `${span(Number(video.seconds))}, ${frames} frames at ${round(fps, 2)} a second`],
     ["Seed", String(seed)],
     ["Model", video.model],
     ["Asked", new Date(1000 * video.created_at).toLocaleString()],
