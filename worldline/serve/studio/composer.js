@@ -10,7 +10,7 @@ const FIELDS = { // where a mistake lies, by the name that the server has for it
   guidance_scale: "guidance", negative_prompt: "negative", input_reference: "first", last_reference: "last", loop: "loop",
 };
 const SHOWN = 4; // examples
-export const KINDS = ["image/png", "image/jpeg", "image/webp"];
+const KINDS = ["image/png", "image/jpeg", "image/webp"];
 
 const pictures = { input_reference: null, last_reference: null };
 const lengths = {};

@@ -17,7 +17,7 @@ export function h(tag, props = {}, ...children) {
 
 export const $ = (id) => document.getElementById(id);
 
-/** Sets an attribute or text only where it changes, so that screen readers are not told the same again. */
+/** Sets a text only where it changes, so that screen readers are not told the same again. */
 export function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

@@ -194,8 +194,7 @@ export class Timeline {
   }
 
   stop() {
-    if (this.playing !== undefined && this.playing !== null) this.player.pause();
-    else if (this.playing === null) this.player.pause();
+    if (this.playing !== undefined) this.player.pause();
     this.playing = undefined;
     this.player.loop = true;
     this.play.textContent = "Play the cut";

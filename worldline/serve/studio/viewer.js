@@ -71,7 +71,10 @@ function step(way) {
 
 function changed(video, before) {
   draw(video);
-  if (!form && before?.status !== video.status) info();
+  if (form || before?.status === video.status) return;
+  const focused = part.side.contains(document.activeElement);
+  info();
+  if (focused) part.title.focus();
 }
 
 function draw(video) {
