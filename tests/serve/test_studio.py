@@ -366,6 +366,14 @@ def test_every_verb(
     expect(dialog.get_by_role("heading", name="a red ball rolls to the right")).to_be_visible()
 
 
+def test_a_card_that_is_dropped_on_another_is_blended_into_it(page: Any, finished: tuple[str, str]) -> None:
+    first, second = (page.locator(f"[data-id={name}]") for name in finished)
+    first.drag_to(second)
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("heading", name="Blend")).to_be_visible()
+    expect(dialog.locator(f"input[value={finished[1]}]")).to_be_checked()
+
+
 def test_a_mistake_is_told_in_the_servers_words_where_it_was_made(page: Any, api: Api, finished: Any) -> None:
     ask(page, "a ball")
     page.fill("#size", "5000x64")
