@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worldline.cli.parser import Parser, Verbs, add_verb, emit, named, note, number, progress
+from worldline.cli.parser import Parser, Verbs, add_sign_with, add_verb, emit, named, note, number, progress
+
+# What the arguments that name files are to what is made of them.
+ROLES: dict[str, Any] = {"video": "opened", "second": "placed", "image": "input", "last": "input", "mask": "input"}
 
 
 def add_generate(verbs: Verbs) -> None:
@@ -34,6 +37,7 @@ def add_output(parser: Parser, default: str) -> None:
     add("-o", "--output", default=default, help="file to write: .mp4, .gif, .webp, or .png for one frame")
     add("--sheet", nargs="?", const="", default=None, help="also write a contact sheet, by default beside the video")
     add("--overwrite", action="store_true", help="replace files that exist")
+    add_sign_with(parser)
 
 
 def add_settings(parser: Parser) -> None:
@@ -176,9 +180,10 @@ def _write_long(args: argparse.Namespace, pipeline: Any, request: Any, image: An
         kept = "; goes on where it stopped" if unfinished(file).exists() else ""
         note(f"watch it grow in {growing(file)}; after an interruption the same command goes on{kept}")
         one = replace(request, seed=request.seed + i, num_videos=1)
-        write_long(pipeline, one, file, image, args.long, update, args.overwrite)
+        write_long(pipeline, one, file, image, args.long, update, args.overwrite, parents_of(args))
     if sheet is not None:
-        write_image(sheet, contact_sheet([read_video(file).frames for file in files], [request.prompt] * len(files)))
+        shown = contact_sheet([read_video(file).frames for file in files], [request.prompt] * len(files))
+        write_image(sheet, shown, pipeline.record(request))
     data = {**pipeline.record(request), "output": [str(file) for file in files], "sheet": sheet and str(sheet)}
     _note_approximations(data)
     shape = f"{request.width}x{request.height}, {request.frames} frames at {float(request.fps):g} fps"
@@ -191,7 +196,7 @@ def _write_long(args: argparse.Namespace, pipeline: Any, request: Any, image: An
 def save(args: argparse.Namespace, result: Any, out: Path, started: float | None = None) -> None:
     """Write a result and its sheet, and say where they are."""
     sheet = _sheet_path(args, out)
-    files = result.save(out, overwrite=args.overwrite)
+    files = result.save(out, args.overwrite, parents_of(args))
     if sheet is not None:
         result.save_sheet(sheet)
     data = {**result.metadata, "output": [str(file) for file in files], "sheet": sheet and str(sheet)}
@@ -211,10 +216,17 @@ def _note_approximations(data: dict[str, Any]) -> None:
         note("the model was not trained with masks: what is known was held by replacement, and joins may show")
     if "reused" in data:
         made = data["reused"]
-        off = (
-            f"; borrowed where all blocks ran, they would have been {made['error']:.1%} off" if "error" in made else ""
-        )
-        note(f"{made['borrowed']} of the model's {made['asked']} answers were borrowed from the step before{off}")
+        line = f"{made['borrowed']} of the model's {made['asked']} answers borrow from the step before"
+        off = f"; where none did, borrowing would have been {made['error']:.1%} off" if "error" in made else ""
+        note(line + off)
+
+
+def parents_of(args: argparse.Namespace) -> list[Any]:
+    """The files that a command line names to make others from."""
+    from worldline.media.provenance import Parent
+
+    named = [Parent(Path(getattr(args, name)), role) for name, role in ROLES.items() if getattr(args, name, None)]
+    return [*named, *(Parent(file, "input") for file in getattr(args, "cards", ()))]  # of a storyboard
 
 
 def _sheet_path(args: argparse.Namespace, out: Path) -> Path | None:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from worldline.cli.parser import Parser, Verbs, add_verb, emit, number
+from worldline.cli.parser import Parser, Verbs, add_sign_with, add_verb, emit, number
 from worldline.errors import UserError
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -71,6 +71,7 @@ def _add_place(parser: Parser) -> None:
     )
     add("--keep", type=number("--keep", example="24"), default=24.0, metavar="HOURS", help=HOURS)
     add("--moderation", default=None, metavar="MODULE:NAME", help="what judges prompts and frames, see docs/serving.md")
+    add_sign_with(parser)
 
 
 def run_serve(args: argparse.Namespace) -> None:
@@ -109,10 +110,12 @@ def run_serve(args: argparse.Namespace) -> None:
 def run_worker(args: argparse.Namespace) -> None:
     """One engine until a signal comes."""
     _extra("sqlalchemy")
+    from worldline.media.credentials import check_signer
     from worldline.serve.guard import log_to_stderr
     from worldline.serve.settings import Limits
 
     settings, model = _opened(args, Limits())
+    check_signer()
     log_to_stderr()
     from worldline.serve.engine import run
     from worldline.serve.work import Painter
@@ -125,6 +128,7 @@ def run_worker(args: argparse.Namespace) -> None:
 def _opened(args: argparse.Namespace, limits: Any) -> tuple[Any, Any]:
     """Settings and model; raises UserError before anything is started."""
     from worldline.generate.request import check_range
+    from worldline.media.identity import identity
     from worldline.serve.orders import Model
     from worldline.serve.settings import LOOPBACK, settings_of
 
@@ -134,6 +138,7 @@ def _opened(args: argparse.Namespace, limits: Any) -> tuple[Any, Any]:
     about |= {"fetch_urls": getattr(args, "fetch_urls", False)}
     hosts = [getattr(args, "host", ""), *getattr(args, "allow_host", [])]
     about |= {"hosts": (*LOOPBACK, *(host.lower() for host in hosts if host))}
+    identity()
     model = Model(args.model, limits)
     settings = settings_of(args.data_dir, args.database_url, args.store, getattr(args, "api_keys", None), **about)
     return settings, model

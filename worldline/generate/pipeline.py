@@ -312,7 +312,12 @@ class Pipeline:
         cut = self._cut(cells.height, cells.width)
         settings |= {"decoded": str(cut)} if cut.blended else {}
         settings |= {"reused": reused(self.reuses)} if request.reuse else {}
-        return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
+        return provenance(request.prompt, request.seed, self.model_hash, model=self.name, **settings, **more)
+
+    @property
+    def name(self) -> str:
+        """What the model is called; "" for parts that no folder holds."""
+        return "" if self.source is None else layout.name_of(self.source)
 
     @property
     def holding(self) -> str:

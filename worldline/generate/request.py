@@ -340,8 +340,10 @@ def frames_of(seconds: float | None, frames: int | None, fps: Fraction, default:
 
 def check_output(path: str | Path, overwrite: bool, frames: int = 2, count: int = 1) -> Path:
     """The output path, once nothing stands in the way of writing it; raises UserError before any work is done."""
+    from worldline.media.credentials import check_signer
     from worldline.media.write import check_writable
 
+    check_signer()
     out = Path(path)
     if out.suffix.lower() == ".png" and frames != 1:
         raise UserError(f"output: {out} holds one picture only; add --frames 1, or use {out.stem}.mp4")
