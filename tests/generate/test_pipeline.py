@@ -23,6 +23,7 @@ from worldline.errors import UserError
 from worldline.generate import pipeline as pipeline_module
 from worldline.generate.canvas import fitted, timeline
 from worldline.generate.pipeline import Drawing, Pipeline, load
+from worldline.media.identity import SIGN_WITH
 from worldline.media.provenance import read_provenance
 from worldline.media.read import read_video
 from worldline.shapes import VideoShape
@@ -282,7 +283,19 @@ def test_generate_writes_video_sheet_and_json(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["generate", "a red dragon", "--model", str(model), "--sheet", "--json", "--seed", "9"]
+    monkeypatch.setenv(SIGN_WITH, "")  # as it was, when the test is over
+    words = [
+        "generate",
+        "a red dragon",
+        "--sign-with",
+        "none",
+        "--model",
+        str(model),
+        "--sheet",
+        "--json",
+        "--seed",
+        "9",
+    ]
     assert main(words) == 0
     out, err = capsys.readouterr()
     data = json.loads(out)

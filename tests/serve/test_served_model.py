@@ -21,6 +21,7 @@ import pytest
 
 from worldline.generate import edit
 from worldline.generate.pipeline import load
+from worldline.media.credentials import verify
 from worldline.media.provenance import read_provenance
 from worldline.media.read import read_video
 
@@ -89,7 +90,15 @@ def test_the_sdk_gets_what_the_model_makes(client: Any, tmp_path: Path) -> None:
         longer = client.videos.poll(longer.id)
         assert longer.seconds == "0.75"
         expected = edit.extend(pipeline, read_video(file), PROMPT, 0.25, seed=5, steps=4)
-        assert same(expected.frames, fetched(client, longer.id, tmp_path))
+        file = fetched(client, longer.id, tmp_path)
+        assert same(expected.frames, file)
+        report = verify(file)
+        assert (report.state, report.told["verb"], report.told["model"]) == ("sound", "extend", "worldline-tiny")
+        assert [(parent["role"], parent["state"]) for parent in report.parents] == [("opened", "sound")]
+        for variant in ("thumbnail", "spritesheet"):
+            picture = tmp_path / variant
+            picture.write_bytes(client.videos.download_content(longer.id, variant=variant).read())
+            assert verify(picture).state == "sound"
 
 
 def test_engines_end_with_a_server_that_is_killed_and_its_job_is_done_by_the_next(client: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from worldline.cli.parser import Verbs, add_verb, emit
 
-TRUST = "PEM file with the certificates, of signers or authorities, that you trust; a signer of no other will do then"
+TRUST = "PEM file with the certificates of authorities that you trust; the signer of no other will do then"
 ROLES = {"opened": "made from", "placed": "and from", "input": "shown"}
 ABOUT = "say who made a file, with which model, prompt and parents, and whether it was changed since"
 EPILOG = "exit code 0: sound; 1: not sound, not by whom you trust, or no word of its making; 2: no such file"

@@ -20,7 +20,7 @@ from worldline.generate.canvas import Canvas, fitted, timeline
 from worldline.generate.pipeline import Deferred, Pipeline, Progress
 from worldline.generate.request import check_pictures, check_prompt, check_range
 from worldline.generate.result import Result
-from worldline.media.provenance import COMPOSITE, provenance
+from worldline.media.provenance import provenance
 from worldline.media.read import Video
 
 # ---- the verbs -------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class Job:
         request = self.request
         record = {k: v for k, v in request.as_dict().items() if k not in ("prompt", "seed", "frames", "num_videos")}
         record |= {"verb": self.verb, **self.about, **about, "frames": len(frames), "known": self.pipeline.holding}
-        record |= {"model": self.pipeline.name, "digital_source_type": COMPOSITE}
+        record["model"] = self.pipeline.name
         about = provenance(request.prompt, request.seed, self.pipeline.model_hash, **record)
         return Result([frames], self.fps, about, dict(self.pipeline.timings))
 

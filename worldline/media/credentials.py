@@ -24,6 +24,7 @@ from worldline.media.provenance import Parent
 
 LABEL = "org.worldline.generation"
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+COMPOSITE = "compositeWithTrainedAlgorithmicMedia"  # what the source type of a clip becomes that a model edits
 RELATIONS = {"opened": "parentOf", "placed": "componentOf", "input": "inputTo"}
 MOST = 1 << 20  # bytes that a manifest may have with those of all before it; else theirs are left out
 SETTINGS: dict[str, Any] = {
@@ -70,8 +71,6 @@ def _check(who: Identity) -> None:
     picture, signed = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (1, 1)).save(picture, "PNG")
     _build(who, _manifest("", {}, []), [], "image/png", picture, signed)
-    if problems := _read(signed).problems:
-        raise UserError(f"{SIGN_WITH} {os.environ.get(SIGN_WITH, '')}: no signer that C2PA takes ({problems[0]})")
 
 
 class _Held(NamedTuple):
@@ -126,14 +125,18 @@ def _build(who: Identity, manifest: str, held: Sequence[_Held], mime: str, sourc
                         builder.add_ingredient(json.dumps(_ingredient(number, parent)), parent.mime, stream)
             builder.sign(signer, mime, source, signed)
     except c2pa.C2paError as error:
-        raise UserError(f"output: cannot be signed by {os.environ.get(SIGN_WITH, 'this machine')} ({error})") from None
+        raise UserError(
+            f"output: cannot be signed with {os.environ.get(SIGN_WITH) or 'the development certificate'} ({error}); "
+            "C2PA wants certificates for signatures, with an extended key usage, by an authority"
+        ) from None
 
 
 def _manifest(title: str, record: Mapping[str, Any], held: Sequence[_Held]) -> str:
     """What is said of a file, as JSON for the library: what was done with which parents, and how (C2PA 2.2, 18.15)."""
-    model, source_type = record.get("model", ""), SOURCE_TYPES + record.get("digital_source_type", "")
+    model = record.get("model", "")
     names = {role: [f"parent-{i}" for i, parent in enumerate(held) if parent.role == role] for role in RELATIONS}
-    made = {"digitalSourceType": source_type, "softwareAgent": {"name": model or "worldline"}}
+    source_type = COMPOSITE if names["opened"] else record.get("digital_source_type", "")
+    made = {"digitalSourceType": SOURCE_TYPES + source_type, "softwareAgent": {"name": model or "worldline"}}
     made |= {"parameters": {"ingredientIds": names["input"]}} if names["input"] else {}
     actions: list[dict[str, Any]] = [
         {"action": f"c2pa.{role}", "parameters": {"ingredientIds": [name]}}
@@ -186,7 +189,7 @@ class Report:
     """What a file says of its making, and whether that is sound.
 
     `state`: "sound", nothing that the manifest binds was changed since it was signed; "altered", for the reasons in
-    `problems`; "absent", there is no manifest. `trusted`: the signer is vouched for by a certificate that was named.
+    `problems`; "absent", there is no manifest. `trusted`: the signer is vouched for by an authority that was named.
     `parents`: title, role, sha256, and of those with a manifest of their own what it said when they were used.
     """
 
@@ -201,14 +204,13 @@ class Report:
 
 
 def verify(path: str | Path, trust: str | Path | None = None) -> Report:
-    """Reads and checks the manifest of a file; `trust` is a PEM file of certificates, of signers or of authorities.
+    """Reads and checks the manifest of a file; `trust` is a PEM file of authorities' certificates.
 
     Raises UserError for a file that is not there, or of a kind that carries no manifest.
     """
     settings = dict(SETTINGS)
     if trust is not None:
-        named = read_certificates(trust)
-        settings["trust"] = {"user_anchors": named, "allowed_list": named}
+        settings["trust"] = {"user_anchors": read_certificates(trust)}
     try:
         with Path(path).open("rb") as stream:
             return _read(stream, settings)
@@ -234,7 +236,9 @@ def _read(stream: BinaryIO, settings: Mapping[str, Any] = SETTINGS) -> Report:
 
 
 def _report(store: Mapping[str, Any]) -> Report:
-    manifest, state = store["manifests"][store["active_manifest"]], store["validation_state"]
+    manifest, state = store["manifests"].get(store.get("active_manifest")), store["validation_state"]
+    if manifest is None:  # so damaged that no part of it could be read
+        return Report("altered", _problems(store))
     said = next((one["data"] for one in manifest["assertions"] if one["label"] == LABEL), None)
     return Report(
         "altered" if state == "Invalid" else "sound",

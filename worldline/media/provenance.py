@@ -18,7 +18,6 @@ from worldline import __version__
 KEY = "worldline"
 # IPTC's word for media made by a trained model: https://cv.iptc.org/newscodes/digitalsourcetype/
 SOURCE_TYPE = "trainedAlgorithmicMedia"
-COMPOSITE = "compositeWithTrainedAlgorithmicMedia"  # where something else is part of it
 EXIF_DESCRIPTION = 0x010E
 
 
@@ -31,8 +30,7 @@ class Parent(NamedTuple):
 
 
 def provenance(prompt: str, seed: int, model_hash: str, **settings: Any) -> dict[str, Any]:
-    """The record of one generation; `settings` are JSON values such as steps or guidance_scale, or another
-    `digital_source_type`."""
+    """The record of one generation; `settings` are JSON values such as steps or guidance_scale."""
     return {
         "generator": "worldline",
         "version": __version__,
