@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.serve.fake import Fake
-from tests.serve.served import Served, serving
+from tests.serve.served import LIMIT, Served, serving, until
 from worldline.cli import main
 from worldline.errors import UserError
 from worldline.serve.engine import Engine, Watch, named
@@ -31,7 +31,7 @@ def test_jobs_of_one_kind_are_packed_and_others_are_not(tmp_path: Path) -> None:
     with serving(tmp_path, batch=3) as server:
         server.worker.gate.clear()
         first = server.create()["id"]
-        server.worker.waiting.wait()
+        server.working()
         names = [server.create(seed=seed, prompt=f"prompt {seed}")["id"] for seed in range(4)]
         other = server.create(size="32x32")["id"]
         cancelled = names.pop(1)
@@ -157,7 +157,7 @@ def test_what_an_attempt_left_is_there_for_the_next_and_then_gone(tmp_path: Path
         thread.start()
         assert server.wait(name)["status"] == "completed"
         engine.stop()
-        thread.join()
+        thread.join(LIMIT)
         engine.jobs.engine.dispose()
         assert worker.found == [False, True]
         assert list((tmp_path / "data" / "scratch" / "latents").iterdir()) == []
@@ -171,8 +171,7 @@ def test_engines_are_started_again_and_know_no_keys(tmp_path: Path, monkeypatch:
     )
     engines = Engines([sys.executable, "-c", code], 1, "sqlite:///x")
     engines.start()
-    while not told.exists() or len(told.read_text().splitlines()) < 3:
-        threading.Event().wait(0.02)
+    until(lambda: told.exists() and len(told.read_text().splitlines()) >= 3)
     engines.stop()
     assert set(told.read_text().splitlines()) == {"['WORLDLINE_DATABASE_URL']"}
 

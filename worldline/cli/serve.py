@@ -109,6 +109,7 @@ def run_serve(args: argparse.Namespace) -> None:
 
 def run_worker(args: argparse.Namespace) -> None:
     """One engine until a signal comes."""
+    os.nice(10)  # those who ask come first, also while it loads
     _extra("sqlalchemy")
     from worldline.media.credentials import check_signer
     from worldline.serve.guard import log_to_stderr
@@ -120,7 +121,6 @@ def run_worker(args: argparse.Namespace) -> None:
     from worldline.serve.engine import run
     from worldline.serve.work import Painter
 
-    os.nice(10)  # those who ask come first
     keep = args.keep * 3600 or None
     run(settings, model, Painter(model.folder, settings.limits.upload_bytes), args.batch, keep, args.parent)
 

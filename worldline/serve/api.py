@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar, cast
@@ -28,9 +29,9 @@ from worldline import __version__
 from worldline.errors import UserError
 from worldline.generate.request import MAX_PROMPT, check_prompt, check_text
 from worldline.serve import schemas
-from worldline.serve.bodies import Upload, opened
+from worldline.serve.bodies import Upload, once_of, opened
 from worldline.serve.guard import Guard, Meters
-from worldline.serve.jobs import Job, Jobs, new_id
+from worldline.serve.jobs import Job, Jobs, Once, Reused, new_id
 from worldline.serve.keeper import Engines, Housekeeping
 from worldline.serve.moderation import moderator, verdict
 from worldline.serve.orders import Facts, Model, Order
@@ -53,6 +54,7 @@ SIGN_OF_LIFE = 15.0  # seconds after which a stream of events says that it is st
 RETRY = {"retry-after": "5"}
 CHUNK = 1 << 16  # bytes that are sent at once
 B = TypeVar("B", bound=BaseModel)
+ONCE: ContextVar[Once | None] = ContextVar("once", default=None)  # of the request that is being answered
 Places = dict[str, Path | str]
 """Names of an order's inputs, and where each is now: a file, or a key of the store."""
 
@@ -70,6 +72,7 @@ class Desk:
     async def read(self, request: Request, kind: type[B]) -> AsyncIterator[B]:
         """A body as `kind`, whose files are open meanwhile; raises Refused."""
         async with opened(request, self.settings.limits) as (fields, typed):
+            ONCE.set(await asyncio.to_thread(once_of, request, fields))
             try:
                 asked = kind.model_validate(fields, strict=typed)
             except ValidationError as error:
@@ -181,19 +184,22 @@ class Desk:
         job = Job(
             name, owner, self.model.name, prompt=order.prompt, work=work, created_at=time.time(), kin=order.kin, **row
         )
-        accepted = False
+        accepted: str | None = None
         try:
             await asyncio.to_thread(self._keep, name, files)
-            accepted = await asyncio.to_thread(self.jobs.add, job, self.settings.limits.queue)
+            accepted = await asyncio.to_thread(self.jobs.add, job, self.settings.limits.queue, ONCE.get())
         except FileNotFoundError:
             raise Refused(404, "the video was deleted meanwhile", "video", "not_found") from None
+        except Reused:
+            message = "idempotency-key: stands for another request; take a new one"
+            raise Refused(422, message, "idempotency-key", "idempotency_key_reused") from None
         finally:
-            if not accepted and files:
+            if accepted != name and files:
                 await asyncio.to_thread(self.store.remove, name)
-        if not accepted:
+        if accepted is None:
             message = f"{self.settings.limits.queue} videos wait already; try again later"
             raise Refused(429, message, None, "queue_full", RETRY)
-        return job
+        return job if accepted == name else await self.job(owner, accepted)
 
     def _keep(self, name: str, files: Places) -> None:
         for file, place in files.items():
