@@ -80,7 +80,7 @@ def crash(
     apart: float = 1.0,
     limit: float = 1800.0,
 ) -> dict[str, Any]:
-    """What became of `jobs` accepted jobs through `kills` kills; what has not ended after `limit` seconds never does."""
+    """What became of `jobs` accepted jobs through `kills` kills; what takes longer than `limit` seconds never ends."""
     end = time.monotonic() + limit
     rng = random.Random(seed)
     open_database(f"sqlite:///{folder / 'jobs.sqlite'}").dispose()

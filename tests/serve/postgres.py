@@ -44,7 +44,8 @@ def postgres() -> Iterator[str]:
         ready = [str(place / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
         end = time.monotonic() + 120
         while subprocess.run(ready).returncode:
-            assert server.poll() is None and time.monotonic() < end, "postgres did not start"
+            assert server.poll() is None, "postgres did not start"
+            assert time.monotonic() < end, "postgres did not answer"
             time.sleep(0.05)
         yield f"postgresql+psycopg://worldline@127.0.0.1:{port}/postgres"
     finally:

@@ -209,6 +209,24 @@ def test_any_store_keeps_what_is_put_in(kind: str, tmp_path: Path) -> None:
         assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == ["video.mp4"]
 
 
+def test_a_server_whose_files_lie_elsewhere(tmp_path: Path) -> None:
+    with serving(tmp_path, store_url=f"memory://{tmp_path.name}") as server:
+        made = server.finished()
+        whole = server.client.get(f"/v1/videos/{made['id']}/content")
+        assert whole.content[4:8] == b"ftyp"
+        part = server.client.get(f"/v1/videos/{made['id']}/content", headers={"range": "bytes=4-7"})
+        assert (part.status_code, part.content) == (206, b"ftyp")
+        again = server.client.post(f"/v1/videos/{made['id']}/remix", json={"prompt": "a blue ball"}).json()
+        assert server.wait(again["id"])["status"] == "completed"
+        sent = {"prompt": (None, "on"), "seconds": (None, "1"), "video": whole.content}
+        longer = server.client.post("/v1/videos/extensions", files=sent).json()
+        assert server.wait(longer["id"])["status"] == "completed"
+        for name in (made["id"], again["id"], longer["id"]):
+            assert server.client.delete(f"/v1/videos/{name}").status_code == 200
+        assert server.store.names() == []
+        assert not (tmp_path / "data" / "store").exists()
+
+
 def test_metrics_and_health_tell_what_there_is(server: Served) -> None:
     server.finished()
     assert server.client.get("/healthz").json()["status"] == "ok"
