@@ -52,6 +52,7 @@ def test_jobs_of_one_kind_are_packed_and_others_are_not(tmp_path: Path) -> None:
         (MemoryError(), "out_of_memory", "smaller size"),
         (RuntimeError("CUDA out of memory"), "out_of_memory", "smaller size"),
         (OSError(28, "No space left on device"), "storage_error", "No space left"),
+        (UserError("output: cannot be signed with /etc/secret.pem"), "signing_error", "could not sign"),
         (ValueError("at /home/someone/secret.py"), "engine_error", "ValueError"),
     ],
 )
