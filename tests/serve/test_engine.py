@@ -9,9 +9,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.serve.fake import Fake
 from tests.serve.served import LIMIT, Served, serving, until
@@ -208,6 +211,37 @@ def test_any_store_keeps_what_is_put_in(kind: str, tmp_path: Path) -> None:
             ask("x/one/video.mp4")
     if kind == "folder":
         assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == ["video.mp4"]
+
+
+class Remembering(MemoryFileSystem):
+    """As stores behind a network, it asks for a listing once and believes it from then on."""
+
+    protocol = "remembering"
+    listed: ClassVar[dict[str, Any]] = {}
+
+    def ls(self, path: str, detail: bool = True, **how: Any) -> Any:
+        found = self.listed.setdefault(path, super().ls(path, detail=True))
+        return found if detail else [one["name"] for one in found]
+
+    def exists(self, path: str, **how: Any) -> bool:
+        parent = self.listed.get(path.rpartition("/")[0])
+        return super().exists(path) if parent is None else path in [one["name"] for one in parent]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.listed.clear()
+
+
+def test_what_others_put_into_a_store_is_seen(tmp_path: Path) -> None:
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    store, other = Store(f"remembering://{tmp_path.name}"), Store(f"memory://{tmp_path.name}")
+    (tmp_path / "a").write_bytes(b"0123456789")
+    store.put(tmp_path / "a", "x/one/video.mp4")
+    assert store.names() == ["x"]
+    other.put(tmp_path / "a", "y/two/video.mp4")
+    assert sorted(store.names()) == ["x", "y"]
+    other.put(tmp_path / "a", "z/three/video.mp4")
+    store.remove("z")
+    assert sorted(other.names()) == ["x", "y"]
 
 
 def test_a_server_whose_files_lie_elsewhere(tmp_path: Path) -> None:

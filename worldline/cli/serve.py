@@ -9,6 +9,7 @@ from typing import Any
 
 from worldline.cli.parser import Parser, Verbs, add_sign_with, add_verb, emit, number
 from worldline.errors import UserError
+from worldline.media.identity import SIGN_WITH
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HOURS = "hours that finished files are kept; 0 for good"
@@ -91,6 +92,10 @@ def run_serve(args: argparse.Namespace) -> None:
             f"--host {args.host}: without API keys anyone could use it; set WORLDLINE_API_KEYS or --api-keys, "
             "or insist with --insecure"
         )
+    if os.environ.get(SIGN_WITH):  # engines that cannot sign would end as soon as they start
+        from worldline.media.credentials import check_signer
+
+        check_signer()
     from worldline.serve.api import create_app
     from worldline.serve.guard import log_to_stderr
     from worldline.serve.keeper import Engines
@@ -128,7 +133,6 @@ def run_worker(args: argparse.Namespace) -> None:
 def _opened(args: argparse.Namespace, limits: Any) -> tuple[Any, Any]:
     """Settings and model; raises UserError before anything is started."""
     from worldline.generate.request import check_range
-    from worldline.media.identity import identity
     from worldline.serve.orders import Model
     from worldline.serve.settings import LOOPBACK, settings_of
 
@@ -138,7 +142,6 @@ def _opened(args: argparse.Namespace, limits: Any) -> tuple[Any, Any]:
     about |= {"fetch_urls": getattr(args, "fetch_urls", False)}
     hosts = [getattr(args, "host", ""), *getattr(args, "allow_host", [])]
     about |= {"hosts": (*LOOPBACK, *(host.lower() for host in hosts if host))}
-    identity()
     model = Model(args.model, limits)
     settings = settings_of(args.data_dir, args.database_url, args.store, getattr(args, "api_keys", None), **about)
     return settings, model
