@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -216,7 +215,6 @@ def test_any_store_keeps_what_is_put_in(kind: str, tmp_path: Path) -> None:
 class Remembering(MemoryFileSystem):
     """As stores behind a network, it asks for a listing once and believes it from then on."""
 
-    protocol = "remembering"
     listed: ClassVar[dict[str, Any]] = {}
 
     def ls(self, path: str, detail: bool = True, **how: Any) -> Any:
@@ -232,8 +230,8 @@ class Remembering(MemoryFileSystem):
 
 
 def test_what_others_put_into_a_store_is_seen(tmp_path: Path) -> None:
-    fsspec.register_implementation("remembering", Remembering, clobber=True)
-    store, other = Store(f"remembering://{tmp_path.name}"), Store(f"memory://{tmp_path.name}")
+    store, other = (Store(f"memory://{tmp_path.name}") for _ in range(2))
+    store.fs = Remembering()
     (tmp_path / "a").write_bytes(b"0123456789")
     store.put(tmp_path / "a", "x/one/video.mp4")
     assert store.names() == ["x"]
