@@ -112,7 +112,8 @@ class Plan:
         lines.append(f"{'tokens':9}{self.tokens} {once}, {self.text_rows} rows of text at most, {self.samples} at once")
         lines.append(f"{'work':9}{self.flops / 1e12:.3g} TFLOP of the transformer")
         lines.append(f"{'device':9}{self.device}, {self.dtype}; autoencoder: {self.cut}")
-        lines += [f"{'':9}two experts, of which one is counted: where there is room both stay in memory"] if self.experts == 2 else []
+        if self.experts == 2:
+            lines.append(f"{'':9}two experts, of which one is counted: both stay in memory where there is room")
         for name, size in self.stages.items():
             where = " of the machine" if self.device != "cpu" and name in self.host else ""
             lines.append(f"{name:9}{size / 1e9:8.2f} GB{where}")
