@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldline.nn.attention import Segments, attention
-from worldline.worlds.scene import COLOURS, FLOORS, MOTIONS, SHAPES, SIZES
+from worldline.worlds.scene import CAMERAS, COLOURS, FLOORS, MOTIONS, SHAPES, SIZES
 
 CELL = 16  # pixels of a token; sides of what the net reads divide by it
-# What every 8-pixel cell is asked for while it learns: of the thing that it shows, of the floor where it shows none.
-LESSON = (*SHAPES, *COLOURS, *SIZES, *MOTIONS, *FLOORS)
+# What every 8-pixel cell is asked for while it learns: of the thing that it shows, of floor and camera where none is.
+LESSON = (*SHAPES, *COLOURS, *SIZES, *MOTIONS, *FLOORS, *CAMERAS[1:])
 END = 0  # ends every caption; the words follow the styles
 
 

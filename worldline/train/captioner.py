@@ -1,7 +1,7 @@
 """Trains the small video captioner on rendered worlds, whose captions are known: `worldline train captioner`.
 
-Beside the words it learns, as the diffusion transformer does, which shapes, colours, sizes, motions and floors lie
-where (`train.layout`); the head that answers is not exported.
+Beside the words it learns, as the diffusion transformer does, which shapes, colours, sizes, motions, floors and camera
+moves are seen where (`train.layout`); the head that answers is not exported.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldline.caption.captioner import Shipped
 from worldline.caption.net import LESSON, Captioner, CaptionerConfig
 from worldline.errors import UserError
 from worldline.train.layout import layout_loss, layout_of
@@ -35,6 +36,7 @@ class CaptionerPlan:
 
     name: str = "captioner"
     seed: int = 0
+    start: str = ""  # folder of a captioner whose weights the run begins with, by default none
     config: CaptionerConfig = field(default_factory=CaptionerConfig)  # the words are filled in
     clips: ClipsPlan = field(default_factory=lambda: ClipsPlan(count=16_384, split="any", frames=9, fps=8.0))
     shapes: tuple[str, ...] = ("96x64", "64x96")
@@ -192,9 +194,16 @@ def validate(plan: CaptionerPlan, net: Captioner, unseen: Worlds) -> dict[str, f
 
 
 def build(plan: CaptionerPlan) -> Captioner:
-    """The untrained net, seeded, with the words of the grammar."""
+    """The net with the words of the grammar and the weights of `plan.start`, or seeded ones; the lesson's head is in no
+    folder. Raises UserError for a folder that holds no captioner of this plan."""
     torch.manual_seed(plan.seed)
     net = Captioner(replace(plan.config, words=(",", *vocabulary())))
+    if plan.start:
+        known = Shipped(Path(plan.start)).net
+        if known.config != net.config:
+            raise UserError(f"start: the captioner in {plan.start} has another size or other words than this plan")
+        weights = {name: value for name, value in known.state_dict().items() if not name.startswith("lesson.")}
+        net.load_state_dict(weights, strict=False)
     return net.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 

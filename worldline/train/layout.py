@@ -25,7 +25,8 @@ def layout_of(scene: Scene, ids: np.ndarray, spatial: int, classes: Sequence[str
     Args:
         ids: (G, t, H, W) uint8 of `worlds.render.Clip`, the t frames of G latent frames; sides divide by `spatial`.
         spatial: pixels of a latent cell.
-        classes: shapes, colours, sizes, motions, or floors, which lie where no thing is; no two of the same name.
+        classes: shapes, colours, sizes, motions, or floors and cameras, which count where no thing is; no two of the
+            same name.
 
     Returns:
         uint8 (len(classes), G, H / spatial, W / spatial).
@@ -33,8 +34,9 @@ def layout_of(scene: Scene, ids: np.ndarray, spatial: int, classes: Sequence[str
     groups, frames, height, width = ids.shape
     cells = ids.reshape(groups, frames, height // spatial, spatial, width // spatial, spatial)
     shares = np.zeros((len(classes), len(cells), height // spatial, width // spatial))
-    if scene.floor in classes:
-        shares[classes.index(scene.floor)] = (cells == 0).mean(axis=(1, 3, 5))
+    for name in (scene.floor, scene.camera):
+        if name in classes:
+            shares[classes.index(name)] = (cells == 0).mean(axis=(1, 3, 5))
     for i, thing in enumerate(scene.things):
         covered = (cells == i + 1).mean(axis=(1, 3, 5))
         for name in (thing.shape, thing.colour, thing.size, thing.motion):

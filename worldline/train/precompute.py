@@ -42,6 +42,7 @@ class ClipsPlan:
 
     `workers` processes render, 0 means this one; with another `device` than "cpu" they are drawn there.
     Of every picture only the middle of `crop` (width, height) is kept, where given.
+    In a share `cameras` of the scenes the camera moves, beside those where it does by chance (a twelfth).
     `pushed` scenes show a thing that is pushed about (`scene.sample_pushed`); their excerpts are neighbours.
     With `groups` above 0 clips have up to `frames` frames and only so many latent frames of each are kept (`Excerpt`).
     """
@@ -58,6 +59,7 @@ class ClipsPlan:
     device: str = "cpu"
     groups: int = 0
     crop: tuple[int, ...] = ()
+    cameras: float = 0.0
     pushed: bool = False
 
     @property
@@ -120,7 +122,9 @@ def frames_of_times(times: Sequence[int] | np.ndarray) -> np.ndarray:
 def scene_at(plan: ClipsPlan, index: int) -> Scene:
     """Scene number `index` of a plan."""
     rng = numpy_rng(plan.seed, index, f"scene-{plan.split}")
-    return (sample_pushed if plan.pushed else sample_scene)(rng, plan.split)
+    if plan.pushed:
+        return sample_pushed(rng, plan.split)
+    return sample_scene(rng, plan.split, "camera" if plan.cameras and rng.random() < plan.cameras else None)
 
 
 def render_slice(plan: ClipsPlan, folder: Path, number: int) -> Path:
@@ -380,7 +384,7 @@ def _claim(plan: ClipsPlan, folder: Path, extra: dict[str, str]) -> None:
 def _identity(plan: ClipsPlan) -> dict[str, Any]:
     """What decides the bytes of a slice (not how many there are, nor who renders them)."""
     fields = {name: value for name, value in plan_dict(plan).items() if name not in ("count", "workers", "device")}
-    return {name: value for name, value in fields.items() if name not in ("crop", "pushed") or value}
+    return {name: value for name, value in fields.items() if name not in ("crop", "cameras", "pushed") or value}
 
 
 def _fits(plan: ClipsPlan, folder: Path) -> bool:
