@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def plain(film: Path, plan: CuratePlan) -> None:
             grey = cv2.cvtColor(small(picture), cv2.COLOR_BGR2GRAY)
             size = picture.shape[1], picture.shape[0]
             luma = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
-            look = Look(index, seconds, picture, grey, before, 1 / LOOKS, size, lambda luma=luma: luma)
+            look = Look(
+                index, seconds, picture, grey, before, 1 / LOOKS, size, lambda luma=luma: luma, partial(small, picture)
+            )
             if close or not stage.close:
                 notes.append(stage.see(look))
             before = grey
@@ -85,8 +88,8 @@ def plain(film: Path, plan: CuratePlan) -> None:
         duplicates.tiny(small(picture))
 
 
-def small(picture: np.ndarray) -> np.ndarray:
-    scale = min(1.0, SHORT_SIDE / min(picture.shape[:2]))
+def small(picture: np.ndarray, short_side: int = SHORT_SIDE) -> np.ndarray:
+    scale = min(1.0, short_side / min(picture.shape[:2]))
     return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
@@ -105,7 +108,9 @@ def one_pass(film: Path, plan: CuratePlan) -> None:
         close, turn = due // CLOSE > turn // CLOSE, due
         grey, luma = cv2.cvtColor(reduced, cv2.COLOR_BGR2GRAY), cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
         size = picture.shape[1], picture.shape[0]
-        look = Look(index, seconds, reduced, grey, before, 1 / LOOKS, size, lambda luma=luma: luma)
+        look = Look(
+            index, seconds, reduced, grey, before, 1 / LOOKS, size, lambda luma=luma: luma, partial(small, picture)
+        )
         for stage in plan.stages:
             if close or not stage.close:
                 stage.see(look)

@@ -23,6 +23,8 @@ def add_curate(verbs: Verbs) -> None:
     add("--recipe", default="footage", help="plan to start from")
     setting = "change a threshold of a stage, for example sharpness.least=0.2, or the faults to refuse, refuse+=rotated"
     add("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
+    optional = "add a stage: text (extra `ocr`), aesthetic (weights by --set aesthetic.clip= and aesthetic.head=)"
+    add("--with", action="append", default=[], metavar="STAGE", dest="with_stages", help=optional)
     add("--without", action="append", default=[], metavar="STAGE", help="leave a stage out, for example motion")
     add("--min-seconds", type=number("--min-seconds"), default=None, help="shorter clips are dropped; the recipe's")
     add("--max-seconds", type=number("--max-seconds"), default=None, help="longer ones are cut up; the recipe's")
@@ -84,7 +86,7 @@ def run_curate(args: argparse.Namespace) -> None:
 
 
 def plan_of(args: argparse.Namespace) -> Any:
-    """The recipe's plan with --min-seconds, --max-seconds, --without and --set applied."""
+    """The recipe's plan with --min-seconds, --max-seconds, --with, --without and --set applied."""
     plan = recipe(args.recipe, "curate")
     trim = plan.trim
     least = trim.least if args.min_seconds is None else args.min_seconds
@@ -92,6 +94,8 @@ def plan_of(args: argparse.Namespace) -> Any:
     if least < 0 or most <= 0 or least > most:
         raise UserError(f"--min-seconds {least:g}, --max-seconds {most:g}: use 0 or more, and no more than the longest")
     plan = dataclasses.replace(plan, trim=dataclasses.replace(trim, least=least, most=most))
+    for name in args.with_stages:
+        plan = _with(plan, name)
     for name in args.without:
         plan = _without(plan, name)
     for setting in args.set:
@@ -108,6 +112,15 @@ def _parts(plan: Any) -> dict[str, Any]:
 def _nearest(flag: str, name: str, known: list[str]) -> UserError:
     near = difflib.get_close_matches(name, known, 1) or [", ".join(known)]
     return UserError(f"{flag} {name[:40]}: no such stage in this recipe; nearest: {near[0]}")
+
+
+def _with(plan: Any, name: str) -> Any:
+    from worldline.curate.plan import OPTIONAL
+
+    found = next((stage for stage in OPTIONAL if stage.name == name), None)
+    if found is None:
+        raise UserError(f"--with {name[:40]}: no such stage; use {' or '.join(stage.name for stage in OPTIONAL)}")
+    return plan if found in plan.stages else dataclasses.replace(plan, stages=(*plan.stages, found))
 
 
 def _without(plan: Any, name: str) -> Any:

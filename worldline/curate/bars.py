@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from worldline.curate.stage import Judgement, Look
+from worldline.curate.stage import Judgement, Look, Stage
 
 Extremes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Stage):
     """Finds the picture within its bars. Bars of one pair have the same width, so the narrower one counts."""
 
     name: ClassVar[str] = "bars"

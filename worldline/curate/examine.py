@@ -100,7 +100,9 @@ def _watch(scan: Scan, plan: CuratePlan) -> Notes:
         turn = due
         grey = cv2.cvtColor(seen.picture, cv2.COLOR_BGR2GRAY)
         before, elapsed = (last.grey, seen.seconds - last.seconds) if last else (None, 0.0)
-        last = Look(seen.index, seen.seconds, seen.picture, grey, before, elapsed, seen.size, cache(seen.luma))
+        last = Look(
+            seen.index, seen.seconds, seen.picture, grey, before, elapsed, seen.size, cache(seen.luma), seen.sized
+        )
         notes.flat &= float(grey.std()) < probe.FLAT
         notes.looks.append(seen.index)
         notes.close += [seen.index] if close else []

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from worldline.curate.stage import Judgement, Look
+from worldline.curate.stage import Judgement, Look, Stage
 
 LUMA_SIDE = 480  # short side at which sharpness is measured
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class Sharpness(Stage):
     """One minus the blur of Crete et al. 2007 ("The blur effect", eq. 2-6): what a further blur would still take away.
 
     0 for a picture that a box of nine does not change, about 0.3 to 0.5 for sharp ones, whatever they show.
@@ -53,7 +53,7 @@ def _lost_by_blur(luma: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Exposure:
+class Exposure(Stage):
     """Mean and spread of the levels of a clip, of 255."""
 
     name: ClassVar[str] = "exposure"
@@ -86,7 +86,7 @@ Step = tuple[float, float, float, float, float, float, float]  # x, y, zoom, tur
 
 
 @dataclass(frozen=True)
-class Motion:
+class Motion(Stage):
     """How much moves, and how the camera does, from dense optical flow (DIS, Kroeger et al. 2016) between looks.
 
     The camera is the similarity that fits most of the flow. `motion` is the mean flow in picture heights a second,

@@ -86,10 +86,13 @@ def curate(
 ) -> Summary:
     """Examines what is missing, decides about duplicates, writes the manifest and, if asked, kept clips as H.264.
 
-    Raises UserError for an unknown engine, for one whose extra is missing, and for a folder that cannot be written.
+    Raises UserError for an unknown engine, for one or a stage whose extra is missing, and for a folder that cannot be
+    written.
     """
     plan, caps, out = plan or CuratePlan(), caps or pool.Caps(), Path(out)
     run = _engine(engine)
+    for stage in plan.stages:
+        stage.check()
     _make(out / PARTS)
     todo = missing(sources, out, plan)
     paths = {source.name: part_path(out, source, plan) for source in sources}

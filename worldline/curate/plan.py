@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from worldline.curate.aesthetic import Aesthetic
 from worldline.curate.bars import Bars
 from worldline.curate.duplicates import Duplicates
 from worldline.curate.filters import Exposure, Motion, Sharpness
 from worldline.curate.probe import FAULTS
 from worldline.curate.shots import Shots, Trim
 from worldline.curate.stage import Stage
+from worldline.curate.text import Text
+
+OPTIONAL: tuple[Stage, ...] = (Text(), Aesthetic())  # need more than the extra `data`, so they are asked for by name
 
 
 @dataclass(frozen=True)

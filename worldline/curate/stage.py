@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -26,6 +27,12 @@ class Look:
     elapsed: float  # seconds since that look
     size: tuple[int, int]  # width and height of the file's picture as shown
     luma: Callable[[], np.ndarray]  # uint8 (H, W), all samples; decoded already, but large
+    sized: Callable[[int], np.ndarray]  # `picture` with another short side, made when it is asked for
+
+    @property
+    def new_second(self) -> bool:
+        """Whether it is the first close look of a second, which is often enough for what costs much."""
+        return math.floor(self.seconds) > math.floor(self.seconds - CLOSE / LOOKS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class Stage(Protocol):
 
     name: ClassVar[str]
     close: ClassVar[bool]  # sees close looks only
+
+    def check(self) -> None:
+        """Raises UserError where something is missing that the stage needs; called before any work."""
+        return None
 
     def see(self, look: Look) -> Any:
         """What to note of one look, small and picklable."""

@@ -49,6 +49,14 @@ class Seen:
     turn: Turn
     frame: VideoFrame
 
+    def sized(self, short_side: int) -> np.ndarray:
+        """The picture with another short side, uint8 (h, w, 3) BGR; never larger than it is."""
+        from av.video.reformatter import Interpolation
+
+        shown = (self.size[1], self.size[0]) if self.turn[0] else self.size
+        reduced = self.frame.reformat(*_small(*shown, short_side), "bgr24", interpolation=Interpolation.AREA)
+        return np.ascontiguousarray(upright(reduced.to_ndarray(), self.turn))
+
     def luma(self) -> np.ndarray:
         """All luma samples as shown, uint8 (H, W), full range; W or H differs from `size` if pixels are not square."""
         return upright(_luma(self.frame), self.turn)
