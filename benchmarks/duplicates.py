@@ -1,6 +1,6 @@
 """Planted copies of clips that are found, and distinct clips that are taken for copies, at the shipped settings.
 
-    python -m benchmarks.duplicates FILM... [--half held-out|tuning] [--worlds 300] [--prints FILE.npz] [--json]
+    python -m benchmarks.duplicates FILM... [--half held-out|tuning|both] [--worlds 300] [--prints FILE] [--json]
 
 Every film is cut into shots; those of its first half are for tuning thresholds, those of its second half are held out,
 and so are worlds of odd numbers. Of each half, copies of the shots of at most `LONGEST` seconds are planted: encoded
@@ -10,12 +10,13 @@ again, recoloured, cropped. `--prints` keeps what was seen of the clips, so that
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from worldline.records import Clip
 from worldline.worlds.render import render
 from worldline.worlds.scene import sample_scene
 
-LONGEST = 5.0  # seconds of a clip that copies are made of
-SIDE = 360  # the short side of copies, or less
+LONGEST = 2.5  # seconds of a clip that copies are made of
+SIDE = 180  # the short side of copies, or less
 HALVES = ("tuning", "held-out")
 SEED = 0x6475706C
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 (T, H, W, 3) -> the same
@@ -94,11 +95,16 @@ COPIES: dict[str, Change] = {
 }
 
 
+@cache
+def seen(film: Path) -> list[tuple[Clip, Print | None]]:
+    return examine(film, str(film), CuratePlan(stages=()))
+
+
 def shots(films: list[Path], half: str, say: Callable[[str], None]) -> Iterator[tuple[Clip, Print]]:
     """Shots of one half of every film, found and looked at as `worldline curate` does; all that can be looked at count,
     whatever the filters think of them."""
     for film in films:
-        rows = examine(film, str(film), CuratePlan(stages=()))
+        rows = seen(film)
         middle = rows[-1][0].end / 2 if len(rows) > 1 else 0.0  # a film of one shot is held out
         found = [(clip, look) for clip, look in rows if look and (clip.start < middle) == (half == "tuning")]
         say(f"{film.name}: {len(found)} shots")
@@ -204,26 +210,32 @@ def load(path: Path) -> list[tuple[Clip, Print, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("films", nargs="+", type=Path)
-    parser.add_argument("--half", choices=HALVES, default="held-out")
+    parser.add_argument("--half", choices=(*HALVES, "both"), default="held-out")
     parser.add_argument("--worlds", type=int, default=300)
     parser.add_argument("--prints", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    if args.prints and args.prints.exists():
-        clips = load(args.prints)
+    for half in HALVES if args.half == "both" else (args.half,):
+        report(half, args)
+
+
+def report(half: str, args: argparse.Namespace) -> None:
+    """Prints what is found in one half."""
+    kept = args.prints and args.prints.with_name(f"{args.prints.stem}-{half}.npz")
+    if kept and kept.exists():
+        clips = load(kept)
     else:
-        counter = itertools.count(1)
-        clips = collect(args.films, args.half, args.worlds, lambda line: print(next(counter), line, flush=True))
-        if args.prints:
-            save(args.prints, clips)
+        clips = collect(args.films, half, args.worlds, lambda line: print(line, file=sys.stderr, flush=True))
+        if kept:
+            save(kept, clips)
     for what, world in (("real", False), ("worlds", True)):
         some = [row for row in clips if ("world " in row[0].source) == world]
         result = score(some, Duplicates())
         if args.json:
-            print(json.dumps({"half": args.half, "of": what, **result}))
+            print(json.dumps({"half": half, "of": what, **result}))
             continue
-        print(f"{args.half}, {what}: {result['distinct']} distinct clips, {len(result['false'])} false pairs")
+        print(f"{half}, {what}: {result['distinct']} distinct clips, {len(result['false'])} false pairs")
         print(f"  {result['recall']:.1%} of {result['copies']} copies found; missed: {result['missed']}")
         for pair in result["false"]:
             print(f"  FALSE {' = '.join(pair)}")

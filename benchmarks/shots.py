@@ -4,8 +4,9 @@
 
 Clips are stretches of 1.3 to 2.1 seconds, one of each shot of the films: those of a film's first half are for setting
 thresholds, those of its second half are held out; worlds of even and odd numbers likewise. No clip comes twice in a
-film. A boundary counts as found if a found one lies within `NEAR` frames of it at both ends; what is found but is not
-there counts against the precision. F1 is of all boundaries of a kind.
+film. A cut counts as found within `NEAR` frames; a dissolve or a fade if what is found covers more than half of it and
+is not twice as long. What is found besides counts against the precision. `left` is the share of blended frames that
+stay in clips, `lost` the share of the clips' own frames that are thrown away with the blends.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from worldline.worlds.scene import sample_scene
 SEED = 0x73686F74
 RATE = 24
 SIZE = (320, 180)
-NEAR = 4  # frames
+NEAR = 2  # frames
 KINDS = ("cuts", "dissolves", "fades", "mixed")
 Mark = tuple[int, int, str]  # first and last frame that belong to neither clip alone; equal for a cut
 
@@ -106,15 +107,31 @@ def found_in(film: np.ndarray, path: Path, plan: Shots) -> list[Mark]:
     return out
 
 
+def fits_on(true: Mark, found: Mark) -> bool:
+    length = true[1] - true[0]
+    if not length:
+        return abs(found[0] - true[0]) <= NEAR and abs(found[1] - true[1]) <= NEAR
+    common = min(true[1], found[1]) - max(true[0], found[0])
+    return 2 * common > length and found[1] - found[0] < 2 * length
+
+
 def matched(true: list[Mark], found: list[Mark]) -> Iterator[tuple[Mark | None, Mark | None]]:
     """Pairs of a true and a found boundary, each once; None where one has no other."""
     left = list(found)
     for mark in true:
-        fits = [x for x in left if abs(x[0] - mark[0]) <= NEAR and abs(x[1] - mark[1]) <= NEAR]
+        fits = [other for other in left if fits_on(mark, other)]
         if fits:
             left.remove(fits[0])
         yield mark, fits[0] if fits else None
     yield from ((None, mark) for mark in left)
+
+
+def within(marks: list[Mark], frames: int) -> np.ndarray:
+    """(frames,) bool: in one of the ranges."""
+    out = np.zeros(frames, bool)
+    for first, end, _ in marks:
+        out[first:end] = True
+    return out
 
 
 def measure(clips: list[np.ndarray], kind: str, films: int, count: int, plan: Shots, say: bool) -> dict[str, float]:
@@ -124,7 +141,13 @@ def measure(clips: list[np.ndarray], kind: str, films: int, count: int, plan: Sh
         for number in range(films):
             rng = np.random.default_rng([SEED, number, KINDS.index(kind)])
             film, marks = joined(clips, kind, count, rng)
-            for mark, hit in matched(marks, found_in(film, Path(folder) / "film.mp4", plan)):
+            found = found_in(film, Path(folder) / "film.mp4", plan)
+            blended, dropped = within(marks, len(film)), within(found, len(film))
+            counts["blended"] += int(blended.sum())
+            counts["left"] += int((blended & ~dropped).sum())
+            counts["lost"] += int((dropped & ~blended).sum())
+            counts["own"] += int((~blended).sum())
+            for mark, hit in matched(marks, found):
                 counts["right" if mark and hit else "missed" if mark else "wrong"] += 1
                 if say and not (mark and hit):
                     print(f"    {kind} film {number}: {'missed' if mark else 'wrong'} {mark or hit}")
@@ -134,6 +157,8 @@ def measure(clips: list[np.ndarray], kind: str, films: int, count: int, plan: Sh
         "precision": right / max(1, right + wrong),
         "recall": right / max(1, right + missed),
         "f1": 2 * right / max(1, 2 * right + missed + wrong),
+        "left": counts["left"] / max(1, counts["blended"]),
+        "lost": counts["lost"] / counts["own"],
     }
 
 

@@ -20,6 +20,7 @@ from worldline.errors import UserError
 
 MANIFEST = "manifest.parquet"  # its name in the folder that `worldline curate` writes
 CAPTIONS = "captions.parquet"  # beside it, written by `worldline caption`
+SURE = 0.9  # mean probability a word below which the shipped captioner looks at something that it does not know
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels as shown
 
 
@@ -97,6 +98,14 @@ class Clip:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
+
+
+def reason_kind(reason: str) -> str:
+    """`stage: kind` of the reason why a clip was dropped, without the figures that differ from clip to clip."""
+    stage, _, rest = reason.partition(": ")
+    kind = rest.split(":")[0].split(" of ")[0]
+    words = [word for word in kind.split() if not any(mark.isdigit() for mark in word)]
+    return f"{stage}: {' '.join(words) if stage != 'trim' else 'too short'}"
 
 
 def clip_id(source_sha256: str, first_frame: int, end_frame: int) -> str:

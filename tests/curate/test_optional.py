@@ -1,4 +1,4 @@
-"""Stages that are asked for by name: text over the picture, and how pleasing it looks; offline, on weights made here."""
+"""Stages asked for by name: text over the picture, and how pleasing it looks; offline, on weights made here."""
 
 from __future__ import annotations
 

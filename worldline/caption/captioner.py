@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from worldline.errors import UserError
+from worldline.records import SURE
 
 SHIPPED = Path(__file__).parent.parent / "models" / "worldline-captioner"
 STYLES = ("short", "full")
@@ -156,9 +157,6 @@ class Shipped:
 def in_domain(spoken: Spoken) -> bool:
     """Whether the shipped captioner was sure enough of its words for the clip to be one of its worlds."""
     return spoken.sure is not None and spoken.sure >= SURE
-
-
-SURE = 0.9
 
 
 def as_jpeg(frame: np.ndarray, side: int) -> bytes:

@@ -29,6 +29,7 @@ def add_curate(verbs: Verbs) -> None:
     add("--min-seconds", type=number("--min-seconds"), default=None, help="shorter clips are dropped; the recipe's")
     add("--max-seconds", type=number("--max-seconds"), default=None, help="longer ones are cut up; the recipe's")
     add("--transcode", action="store_true", help="write kept clips as clean H.264 beside the manifest")
+    add("--report", action="store_true", help="write report.html as well: kept and dropped clips to look at")
     add("--engine", default="local", choices=("local", "ray"), help="processes here, or Ray Data (extra `ray`)")
     add("--workers", type=number("--workers", True, "2"), default=None, help="files at a time; one per processor")
     add("--max-memory", default="4GB", help="of one file's process; a file that needs more is quarantined")
@@ -63,6 +64,13 @@ def run_curate(args: argparse.Namespace) -> None:
         raise UserError(f"SRC {args.sources[0]}: holds no file with a video suffix")
     with progress("curating") as update:
         summary = curate(sources, args.out, plan, workers, args.engine, caps, args.transcode, update)
+    if args.report:
+        from worldline.curate.report import report
+        from worldline.records import CAPTIONS, read_captions
+
+        captions = read_captions(summary.manifest.with_name(CAPTIONS))
+        with progress("thumbnails") as update:
+            report(summary.clips, captions, summary.manifest.with_name("report.html"), update)
     seconds = {True: 0.0, False: 0.0}
     for clip in summary.clips:
         seconds[clip.kept] += clip.seconds
@@ -82,7 +90,11 @@ def run_curate(args: argparse.Namespace) -> None:
     head = f"{summary.files} files, {len(summary.clips)} clips: {len(summary.kept)} kept ({seconds[True]:.1f} s)"
     lines = [f"{head}, {len(summary.clips) - len(summary.kept)} dropped ({seconds[False]:.1f} s)"]
     lines += [f"{count:6}  {reason}" for reason, count in reasons.items()]
-    emit(args, data, "\n".join([*lines, str(summary.manifest)]))
+    lines.append(str(summary.manifest))
+    if args.report:
+        data["report"] = str(summary.manifest.with_name("report.html"))
+        lines.append(f"{data['report']}  (report)")
+    emit(args, data, "\n".join(lines))
 
 
 def plan_of(args: argparse.Namespace) -> Any:

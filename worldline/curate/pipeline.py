@@ -28,7 +28,7 @@ from worldline.curate.plan import CuratePlan
 from worldline.curate.sources import Source, local_copy
 from worldline.curate.transcode import transcode
 from worldline.errors import UserError
-from worldline.records import MANIFEST, Clip, clip_from_dict, write_manifest
+from worldline.records import MANIFEST, Clip, clip_from_dict, reason_kind, write_manifest
 
 PARTS = ".parts"  # folder beside the manifest
 ENGINES = ("local", "ray")
@@ -51,16 +51,8 @@ class Summary:
 
     def reasons(self) -> dict[str, int]:
         """How many clips each reason dropped, by stage and the first words of the reason, most first."""
-        counts = Counter(_short(clip.reason) for clip in self.clips if not clip.kept)
+        counts = Counter(reason_kind(clip.reason) for clip in self.clips if not clip.kept)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _short(reason: str) -> str:
-    """`stage: kind` of a reason, without its figures."""
-    stage, _, rest = reason.partition(": ")
-    kind = rest.split(":")[0].split(" of ")[0]
-    words = [word for word in kind.split() if not any(mark.isdigit() for mark in word)]
-    return f"{stage}: {' '.join(words) if stage != 'trim' else 'too short'}"
 
 
 def part_path(out: Path, source: Source, plan: CuratePlan) -> Path:

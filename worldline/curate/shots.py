@@ -1,8 +1,9 @@
 """Shots of a film: cuts by PySceneDetect's adaptive detector, dissolves and fades by how frames blend.
 
 Between the last picture a of one shot and the first picture b of the next, a dissolve shows (1 - t) a + t b with t
-rising evenly; a fade is the same with black in place of one of them. So a stretch is one if its pictures lie on
-the straight line from its first to its last in even steps, and these two have little in common.
+rising evenly; a fade is the same with black in place of one of them. So the pictures of one lie near the straight line
+from its first to its last, in even steps, and its edges lose energy as (1 - t)^2 and t^2, which they do not when
+things or the camera move, however fast. Before it and after it little changes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ import numpy as np
 from worldline.errors import UserError
 
 Range = tuple[int, int, str]  # first frame, end frame, and "shot", "dissolve" or "fade"
-SECONDS = (2.4, 2.0, 1.6, 1.3, 1.0, 0.8, 0.65, 0.5, 0.4)  # that a dissolve may last; shorter ones are cuts
+SECONDS = 0.3 * 1.15 ** np.arange(16)  # that a dissolve may last, to 2.4; shorter ones are cuts
+SHORTEST = 6  # frames
 WITHIN = np.arange(1, 8) / 8  # where between its ends a dissolve is looked at
 TINY = (16, 9)  # columns and rows of the pictures that are held against each other
-NOISE = 0.5  # levels by which a codec may change such a picture
 CHUNK = 4096  # starts looked at together
+
+UNEVEN = 0.12  # how far the strength of a fade may be from even steps
+# What no dissolve is, whatever the rest says: edges that stay, a path that bends, a last picture that is the first one
+# in another light. Then a logistic regression on films that `benchmarks.shots` joins of its clips for tuning.
+LEAST_DIP, MOST_BEND, LEAST_NOVELTY = 0.3, 0.4, 0.25
+WEIGHTS = {"dip": 1.75, "novelty": 2.06, "unrest": -0.23, "residue": -2.25, "bend": -2.96}
+BIAS = -12.1
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,7 @@ class Shots:
     change: float = 10.0  # levels of hue, saturation and value
     dissolves: bool = True
     contrast: float = 10.0  # levels between the ends of a dissolve
-    bend: float = 0.12  # how far from even steps it may run
-    residue: float = 0.15  # how far from the straight line, as a part of the distance between its ends
-    novelty: float = 0.3  # the part of the last picture that no change of brightness of the first explains
-    unrest: float = 0.8  # how fast pictures may change right before it and after it, as a part of its own speed
+    evidence: float = 0.0  # log odds that a stretch is one: more finds fewer
 
     def begin(self, rate: float) -> Finder:
         """A finder for one file of `rate` frames a second. Raises UserError without the extra `data`."""
@@ -53,6 +58,7 @@ class Finder:
         self.detector = AdaptiveDetector(plan.ratio, min_scene_len=0, min_content_val=plan.change)
         self.cuts: list[int] = []
         self.tiny: list[np.ndarray] = []
+        self.edges: list[float] = []
         self.frames = 0
 
     def see(self, picture: np.ndarray) -> None:
@@ -62,6 +68,7 @@ class Finder:
         timecode = self.timecode(self.frames, self.rate)
         self.cuts += [cut.frame_num for cut in self.detector.process_frame(timecode, picture)]
         if self.plan.dissolves:
+            self.edges.append(_edge_energy(picture))
             self.tiny.append(cv2.resize(picture, TINY, interpolation=cv2.INTER_AREA).ravel())
         self.frames += 1
 
@@ -81,48 +88,109 @@ class Finder:
         return out
 
     def _blends(self) -> list[Range]:
-        """Dissolves and fades, from the last frame before to the first after; the longest that fits counts."""
+        """Dissolves and fades, from the last frame before to the first after; of those that overlap the likeliest."""
         if len(self.tiny) < 8:
             return []
-        pictures = np.stack(self.tiny)  # uint8 (frames, TINY)
+        pictures, edges = np.stack(self.tiny), np.array(self.edges)  # uint8 (frames, TINY)
+        likely: list[tuple[float, int, int]] = []
+        for span in sorted({max(SHORTEST, round(seconds * self.rate)) for seconds in SECONDS}):
+            for offset in range(0, len(pictures) - span, CHUNK):
+                starts = np.arange(offset, min(offset + CHUNK, len(pictures) - span))
+                odds = _evidence(pictures, edges, starts, span, self.plan)
+                likely += [(-float(odds[i]), int(starts[i]), span) for i in np.flatnonzero(odds > self.plan.evidence)]
+        found = _fades(_flat(pictures), np.sqrt(edges), round(SECONDS[-1] * self.rate))
         taken = np.zeros(len(pictures), bool)
-        found: list[Range] = []
-        for span in sorted({max(6, round(seconds * self.rate)) for seconds in SECONDS}, reverse=True):
-            fits = [_fits(pictures, start, span, self.plan) for start in range(0, len(pictures) - span, CHUNK)]
-            for _, start in sorted(pair for some in fits for pair in some):
-                if not taken[start : start + span + 1].any():
-                    taken[start : start + span + 1] = True
-                    flat = _flat(pictures[[start, start + span]]).any()
-                    found.append((start, start + span, "fade" if flat else "dissolve"))
-        return _merged(sorted(found), pictures)
+        for first, last, _ in found:
+            taken[first : last + 1] = True
+        for _, start, span in sorted(likely):
+            if not taken[start : start + span + 1].any():
+                taken[start : start + span + 1] = True
+                found.append((start, start + span, "dissolve"))
+        return sorted(found)
 
 
-def _fits(pictures: np.ndarray, offset: int, span: int, plan: Shots) -> list[tuple[float, int]]:
-    """(misfit, start) of every dissolve of `span` frames that begins in the chunk at `offset`."""
-    starts = np.arange(offset, min(offset + CHUNK, len(pictures) - span))
+def _fades(flat: np.ndarray, strength: np.ndarray, longest: int) -> list[Range]:
+    """Black or white with what rises out of it or sinks into it: there the strength of edges, which grows with t
+    whatever moves, lies on a straight line."""
+    out: list[Range] = []
+    marks = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]).astype(int)))
+    for first, end in marks.reshape(-1, 2).tolist():
+        before, after = _ramp(strength[:first][::-1], longest), _ramp(strength[end:], longest)
+        if before or after:
+            start, stop = first - before - 1, end + after
+            if out and out[-1][1] >= start:
+                start = out.pop()[0]
+            out.append((max(start, 0), min(stop, len(flat) - 1), "fade"))
+    return out
+
+
+def _ramp(strength: np.ndarray, longest: int) -> int:
+    """How many values rise from nothing to the next one in even steps; 0 where none do."""
+    for count in range(min(longest, len(strength) - 1), SHORTEST // 2, -1):
+        share = (np.arange(count) + 1) / (count + 1)
+        if np.abs(strength[:count] / (strength[count] + 1e-6) - share).max() < UNEVEN:
+            return count
+    return 0
+
+
+def _evidence(pictures: np.ndarray, edges: np.ndarray, starts: np.ndarray, span: int, plan: Shots) -> np.ndarray:
+    """(n,) log odds that a dissolve of `span` frames lies between each start and the frame `span` after it."""
+    out = np.full(len(starts), -np.inf)
+    dip = _dip(edges, starts, span)
+    rows = np.flatnonzero(dip > LEAST_DIP)  # costs next to nothing, and leaves little
+    starts = starts[rows]
     a, b = pictures[starts].astype(np.float32), pictures[starts + span].astype(np.float32)
     line = b - a
     length = np.sqrt((line**2).mean(1)) + 1e-6
-    flat = _flat(a) | _flat(b)
-    good = (length > plan.contrast) & (flat | (_unexplained(a, b) > plan.novelty))
+    bend, residue = np.zeros(len(rows)), np.zeros(len(rows))
+    for share in WITHIN:
+        k = round(share * span)
+        off = pictures[starts + k].astype(np.float32) - a
+        t = (off * line).mean(1) / length**2
+        bend = np.maximum(bend, np.abs(t - k / span))
+        residue = np.maximum(residue, np.sqrt(((off - t[:, None] * line) ** 2).mean(1)) / length)
     # Anything that moves smoothly runs straight for a short time; but it also moves before and after.
     aside = max(2, span // 4)
-    most = plan.unrest * length * aside / span + NOISE
-    before, after = starts - aside, starts + span + aside
-    calm = _distance(a, pictures[np.maximum(before, 0)]) < most
-    calm &= _distance(b, pictures[np.minimum(after, len(pictures) - 1)]) < most
-    good &= calm & (flat | ((before >= 0) & (after < len(pictures))))
-    misfit = np.zeros(len(starts))
-    for share in sorted(WITHIN, key=lambda share: abs(share - 0.5)):  # the middle tells most, so it comes first
-        rows = np.flatnonzero(good)
+    before, after = np.maximum(starts - aside, 0), np.minimum(starts + span + aside, len(pictures) - 1)
+    pace = length * aside / span
+    unrest = [_distance(end, pictures[aside]) / pace for end, aside in ((a, before), (b, after))]
+    features = {
+        "dip": dip[rows],
+        "novelty": _unexplained(a, b),
+        "unrest": sum(np.log(value + 0.05) for value in unrest),
+        "residue": np.log(residue + 0.02),
+        "bend": np.log(bend + 0.02),
+    }
+    odds = BIAS + sum(WEIGHTS[name] * value for name, value in features.items())
+    apart = (length > plan.contrast) & (bend < MOST_BEND) & (features["novelty"] > LEAST_NOVELTY)
+    out[rows] = np.where(apart, odds, -np.inf)
+    return out
+
+
+def _edge_energy(picture: np.ndarray) -> float:
+    """Mean square of the differences of neighbours, of a picture uint8 (h, w, 3) BGR made grey and a little smooth."""
+    import cv2
+
+    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32), (3, 3), 0)
+    down, across = grey[1:] - grey[:-1], grey[:, 1:] - grey[:, :-1]
+    return float((down * down).mean() + (across * across).mean())
+
+
+def _dip(edges: np.ndarray, starts: np.ndarray, span: int) -> np.ndarray:
+    """(n,) 1 where the energy of edges falls and rises as in a dissolve between pictures that have no edge in common,
+    0 where it goes straight from its first to its last value, however much moves.
+
+    Within a dissolve it is (1 - t)^2 of the one and t^2 of the other, and both dissolve at once.
+    """
+    first, last = edges[starts], edges[starts + span]
+    lost, most = np.zeros(len(starts)), np.full(len(starts), 1.0)  # the one keeps flat pictures from saying anything
+    for share in WITHIN:
         k = round(share * span)
-        off = pictures[starts[rows] + k].astype(np.float32) - a[rows]
-        t = (off * line[rows]).mean(1) / length[rows] ** 2
-        bend = np.abs(t - k / span)
-        residue = np.sqrt(((off - t[:, None] * line[rows]) ** 2).mean(1)) / length[rows]
-        good[rows] = (bend < plan.bend) & (residue < plan.residue)
-        misfit[rows] = np.maximum(misfit[rows], bend + residue)
-    return [(float(misfit[row]), int(starts[row])) for row in np.flatnonzero(good)]
+        t = k / span
+        straight = (1 - t) * first + t * last
+        lost += straight - edges[starts + k]
+        most += straight - (1 - t) ** 2 * first - t**2 * last
+    return np.clip(lost / most, -1, 1.5)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -139,18 +207,7 @@ def _unexplained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _flat(pictures: np.ndarray) -> np.ndarray:
     """(n,) whether a picture is black or white all over."""
     mean = pictures.mean(1)
-    return (pictures.std(1) < 5) & ((mean < 24) | (mean > 235))
-
-
-def _merged(found: list[Range], pictures: np.ndarray) -> list[Range]:
-    """A fade out, the black after it and the fade in are one transition."""
-    out: list[Range] = []
-    for first, last, kind in found:
-        if out and out[-1][2] == kind == "fade" and _flat(pictures[out[-1][1] : first + 1]).all():
-            out[-1] = (out[-1][0], last, "fade")
-        else:
-            out.append((first, last, kind))
-    return out
+    return (pictures.std(1) < 3) & ((mean < 24) | (mean > 235))
 
 
 @dataclass(frozen=True)
