@@ -230,6 +230,7 @@ def _halved(pictures: np.ndarray) -> np.ndarray:
 FINE = 1.5  # how much larger pictures are made to place one in the other
 SCALES = np.arange(0.96, 0.6, -0.04)
 LEAST_SHARE = 0.6  # of width and height that a crop leaves
+MOST_SHARE = 0.98  # beyond, nothing was cropped, and the whole pictures tell more
 
 
 def _placed(outer: np.ndarray, inner: np.ndarray) -> np.ndarray | None:
@@ -263,7 +264,7 @@ def _placed(outer: np.ndarray, inner: np.ndarray) -> np.ndarray | None:
         return None
     matrix = np.asarray(found, np.float32)
     share_x, share_y = matrix[0, 0] * goal[0] / width, matrix[1, 1] * goal[1] / height
-    if min(share_x, share_y) < LEAST_SHARE or max(abs(matrix[0, 1]), abs(matrix[1, 0])) > 0.05:
+    if not LEAST_SHARE <= min(share_x, share_y) < MOST_SHARE or max(abs(matrix[0, 1]), abs(matrix[1, 0])) > 0.05:
         return None
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     large = _fitted(outer, (height, width)).reshape(-1, height, width)
@@ -282,19 +283,24 @@ BLOCKS = 4  # across and down
 SEEN = 4.0  # levels: a block that varies less says nothing
 LEAST_BLOCKS = 4  # of the pictures' means; fewer tell nothing
 COPY = 1.5  # levels by which copies of an empty picture differ
+CLIPPED = 245  # levels of the largest colour
+LEAST_CLEAR = 0.3  # of a block, which with less says nothing; and of a picture, of which then all counts
 MOVES_LOSE = 0.25  # what moves may agree less by: codecs and other moments blur it
 SPARED = 0.1  # of the blocks may disagree: an edge that was cut a little differently, a place that the codec lost
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     """0 to 1: how well clips (T, 2, h, w) that lie over each other agree, in luma or in the largest colour."""
-    return max(_of_channel(a[:, c].astype(np.float32), b[:, c].astype(np.float32)) for c in range(2))
+    # Where a colour was clipped, nothing can be compared, in neither channel.
+    clear = (a[:, 1].max(0) < CLIPPED) & (b[:, 1].max(0) < CLIPPED)
+    clear |= clear.mean() < LEAST_CLEAR
+    return max(_of_channel(a[:, c].astype(np.float32), b[:, c].astype(np.float32), clear) for c in range(2))
 
 
-def _of_channel(a: np.ndarray, b: np.ndarray) -> float:
-    """a, b (T, h, w). What stands still is the mean over time, what moves the rest, which codecs and time blur more."""
-    still = _blockwise(a.mean(0, keepdims=True), b.mean(0, keepdims=True), centred=True)
-    moves = _blockwise(a - a.mean(0), b - b.mean(0), centred=False)
+def _of_channel(a: np.ndarray, b: np.ndarray, clear: np.ndarray) -> float:
+    """a, b (T, h, w), `clear` (h, w). What stands still is the mean over time, what moves the rest, which codecs and time blur more."""
+    still = _blockwise(a.mean(0, keepdims=True), b.mean(0, keepdims=True), clear, centred=True)
+    moves = _blockwise(a - a.mean(0), b - b.mean(0), clear, centred=False)
     if len(still) < LEAST_BLOCKS:  # next to nothing to go by: only a copy counts
         return float(np.abs(a - b).mean() < COPY)
     return min(_most(still), _most(moves) + MOVES_LOSE)
@@ -305,7 +311,7 @@ def _most(correlations: list[float]) -> float:
     return sorted(correlations)[int(SPARED * len(correlations))] if correlations else 1.0
 
 
-def _blockwise(a: np.ndarray, b: np.ndarray, centred: bool) -> list[float]:
+def _blockwise(a: np.ndarray, b: np.ndarray, clear: np.ndarray, centred: bool) -> list[float]:
     """The correlation of every block that says something; blocks may each change their brightness.
 
     The sign of a block does not count: a change of hue can turn light on dark into dark on light.
@@ -314,20 +320,24 @@ def _blockwise(a: np.ndarray, b: np.ndarray, centred: bool) -> list[float]:
     found = []
     for rows in np.array_split(np.arange(a.shape[1]), BLOCKS):
         for columns in np.array_split(np.arange(a.shape[2]), BLOCKS):
-            part_a = a[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * gain
-            part_b = b[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            block = np.s_[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            seen = clear[block]
+            if seen.mean() < LEAST_CLEAR:
+                continue
+            part_a, part_b = a[block] * gain, b[block]
             if centred:
-                part_a, part_b = _levelled(part_a), _levelled(part_b)
+                part_a, part_b = _levelled(part_a, seen), _levelled(part_b, seen)
+            part_a, part_b = part_a[:, seen], part_b[:, seen]
             spread_a, spread_b = float(np.sqrt((part_a**2).mean())), float(np.sqrt((part_b**2).mean()))
             if max(spread_a, spread_b) >= SEEN:
                 found.append(abs(float((part_a * part_b).mean())) / (spread_a * spread_b + 0.1))
     return found
 
 
-def _levelled(block: np.ndarray) -> np.ndarray:
-    """(1, h, w) without its mean and slope: every sky darkens upwards, every lens to its edges."""
+def _levelled(block: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(1, h, w) without its mean and slope, by what is seen: every sky darkens upwards, every lens to its edges."""
     height, width = block.shape[1:]
-    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
-    flat = block[0] - block[0].mean()
-    down, across = (flat * y).sum() / (width * (y**2).sum()), (flat * x).sum() / (height * (x**2).sum())
-    return (flat - down * y - across * x)[None]
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    basis = np.stack([np.ones_like(x), y, x])  # (3, h, w)
+    slope = np.linalg.lstsq(basis[:, seen].T, block[0][seen], rcond=None)[0]
+    return (block[0] - np.tensordot(slope, basis, 1))[None]

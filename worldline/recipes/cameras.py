@@ -23,5 +23,5 @@ def captioner() -> CaptionerPlan:
         clips=replace(plan.clips, count=6144, cameras=0.35),
         shape_clips=1024,
         optim=OptimPlan(lr=1e-3, warmup=100, ema=0.99, schedule="linear"),
-        loop=LoopPlan(steps=2500, validate_every=250, checkpoint_every=100),
+        loop=LoopPlan(steps=680, validate_every=250, checkpoint_every=100),
     )
