@@ -3,8 +3,8 @@
     python -m benchmarks.duplicates FILM... [--half held-out|tuning|both] [--worlds 300] [--prints FILE] [--json]
 
 Every film is cut into shots; those of its first half are for tuning thresholds, those of its second half are held out,
-and so are worlds of odd numbers. Of each half, copies of the shots of at most `LONGEST` seconds are planted: encoded
-again, recoloured, cropped. `--prints` keeps what was seen of the clips, so that settings can be tried quickly.
+and so are worlds of odd numbers. Of some shots of at most `LONGEST` seconds copies are planted: encoded again,
+recoloured, cropped. `--prints` keeps what was seen of the clips, so that settings can be tried quickly.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from worldline.curate.duplicates import Duplicates, Print
 from worldline.curate.examine import examine
 from worldline.curate.plan import CuratePlan
 from worldline.media.clips import read_clips
+from worldline.media.report import some
 from worldline.media.write import write_video
 from worldline.records import Clip
 from worldline.worlds.render import render
@@ -128,10 +129,12 @@ def looked_at(frames: np.ndarray, name: str, rate: Any, folder: Path) -> tuple[C
     return clip, look
 
 
-def collect(films: list[Path], half: str, count: int, say: Callable[[str], None]) -> list[tuple[Clip, Print, str]]:
+def collect(
+    films: list[Path], half: str, count: int, most: int, say: Callable[[str], None]
+) -> list[tuple[Clip, Print, str]]:
     """Distinct clips (their kind is empty) and copies, whose `labels` name the clip that they were made of."""
     out = [(clip, look, "") for clip, look in shots(films, half, say)]
-    short = [clip for clip, _, _ in out if clip.seconds <= LONGEST]
+    short = some([clip for clip, _, _ in out if clip.seconds <= LONGEST], most)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for clip, frames in read_clips(short):
@@ -144,7 +147,7 @@ def collect(films: list[Path], half: str, count: int, say: Callable[[str], None]
         for i, (name, frames) in enumerate(worlds(half, count)):
             clip, look = looked_at(frames, name, 16, folder)
             out.append((clip, look, ""))
-            if i % 8 == 0:
+            if i % max(1, count // most) == 0:
                 out += copies(frames, clip, 16, folder)
     return out
 
@@ -212,6 +215,7 @@ def main() -> None:
     parser.add_argument("films", nargs="+", type=Path)
     parser.add_argument("--half", choices=(*HALVES, "both"), default="held-out")
     parser.add_argument("--worlds", type=int, default=300)
+    parser.add_argument("--copied", type=int, default=40, help="clips, and as many worlds, that copies are made of")
     parser.add_argument("--prints", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -226,7 +230,9 @@ def report(half: str, args: argparse.Namespace) -> None:
     if kept and kept.exists():
         clips = load(kept)
     else:
-        clips = collect(args.films, half, args.worlds, lambda line: print(line, file=sys.stderr, flush=True))
+        clips = collect(
+            args.films, half, args.worlds, args.copied, lambda line: print(line, file=sys.stderr, flush=True)
+        )
         if kept:
             save(kept, clips)
     for what, world in (("real", False), ("worlds", True)):

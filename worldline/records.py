@@ -20,7 +20,7 @@ from worldline.errors import UserError
 
 MANIFEST = "manifest.parquet"  # its name in the folder that `worldline curate` writes
 CAPTIONS = "captions.parquet"  # beside it, written by `worldline caption`
-SURE = 0.9  # mean probability a word below which the shipped captioner looks at something that it does not know
+SURE = 0.95  # mean probability a word below which the shipped captioner looks at something that it does not know
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels as shown
 
 

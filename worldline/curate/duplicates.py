@@ -76,7 +76,7 @@ class Duplicates:
     name: ClassVar[str] = "duplicates"
 
     agree: float = 0.9  # correlation, of what stands still and of what moves
-    agree_part: float = 0.8  # the same where one clip may be a part of the other's picture
+    agree_part: float = 0.82  # the same where one clip may be a part of the other's picture
 
     def decide(self, clips: Iterable[tuple[Clip, Print]]) -> dict[tuple[str, str], Clip]:
         """(id, source) -> the clip with this stage's decision; clips dropped before are not looked at."""
@@ -282,10 +282,10 @@ def _mean(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 BLOCKS = 4  # across and down
 SEEN = 4.0  # levels: a block that varies less says nothing
 LEAST_BLOCKS = 4  # of the pictures' means; fewer tell nothing
-COPY = 1.5  # levels by which copies of an empty picture differ
+COPY = 4.0  # levels by which any block of copies of an empty picture differs
 CLIPPED = 245  # levels of the largest colour
 LEAST_CLEAR = 0.3  # of a block, which with less says nothing; and of a picture, of which then all counts
-MOVES_LOSE = 0.25  # what moves may agree less by: codecs and other moments blur it
+MOVES_LOSE = 0.15  # what moves may agree less by: codecs and other moments blur it
 SPARED = 0.1  # of the blocks may disagree: an edge that was cut a little differently, a place that the codec lost
 
 
@@ -298,12 +298,21 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _of_channel(a: np.ndarray, b: np.ndarray, clear: np.ndarray) -> float:
-    """a, b (T, h, w), `clear` (h, w). What stands still is the mean over time, what moves the rest, which codecs and time blur more."""
+    """a, b (T, h, w), `clear` (h, w). What stands still is the mean over time, what moves the rest, which codecs and
+    time blur more."""
     still = _blockwise(a.mean(0, keepdims=True), b.mean(0, keepdims=True), clear, centred=True)
     moves = _blockwise(a - a.mean(0), b - b.mean(0), clear, centred=False)
     if len(still) < LEAST_BLOCKS:  # next to nothing to go by: only a copy counts
-        return float(np.abs(a - b).mean() < COPY)
+        return float(_left(a, b) < COPY)
     return min(_most(still), _most(moves) + MOVES_LOSE)
+
+
+def _left(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean difference, in the worst block, that the best change of brightness and contrast of a leaves to b."""
+    gain, offset = np.polyfit(a.ravel(), b.ravel(), 1) if a.std() > 0.5 else (1.0, 0.0)
+    off = np.abs(gain * a + offset - b).mean(0)
+    blocks = [part for rows in np.array_split(off, BLOCKS, 0) for part in np.array_split(rows, BLOCKS, 1)]
+    return max(float(part.mean()) for part in blocks)
 
 
 def _most(correlations: list[float]) -> float:

@@ -53,7 +53,7 @@ def _totals(clips: Sequence[Clip]) -> str:
 
 
 def _figure(clip: Clip, picture: str | None, caption: Caption | None) -> str:
-    scores = ", ".join([f"{name} {value:.2g}" for name, value in clip.scores.items()] + list(clip.labels.values()))
+    scores = ", ".join([f"{name} {value:.3g}" for name, value in clip.scores.items()] + list(clip.labels.values()))
     remarks = "; ".join(decision.reason for decision in clip.decisions if decision.kept and decision.reason)
     lines = [
         "" if clip.kept else refusal(clip.reason),
