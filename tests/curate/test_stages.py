@@ -42,6 +42,17 @@ def test_dissolves_and_fades_are_cut_out(tmp_path: Path) -> None:
         assert abs(end - want_end) <= 4
 
 
+def test_a_dissolve_between_shots_that_move_is_found_and_fast_motion_is_none(tmp_path: Path) -> None:
+    a, b = (scene(seed, 48).astype(float) for seed in (2, 9))
+    t = (np.arange(14) + 1)[:, None, None, None] / 15
+    film = np.concatenate([a[:34], (1 - t) * a[34:] + t * b[:14], b[14:]]).round().astype(np.uint8)
+    kinds = [reason for _, _, reason in shots(film, tmp_path / "film.mp4")]
+    assert kinds == ["", "shots: within a dissolve", ""]
+    ground = cv2.resize(SCENES[5][0], None, fx=4, fy=3)
+    pan = np.stack([ground[60:156, 3 * k : 3 * k + 128] for k in range(96)])
+    assert [reason for _, _, reason in shots(pan, tmp_path / "film.mp4")] == [""]
+
+
 def test_parts_of_a_long_shot_have_equal_length() -> None:
     times = np.arange(101) / 10
     assert Trim(1, 4).parts(0, 100, times) == [(0, 34), (34, 67), (67, 100)]

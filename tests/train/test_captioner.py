@@ -15,7 +15,7 @@ from worldline.errors import UserError
 from worldline.train import captioner as task
 from worldline.train.layout import layout_of
 from worldline.train.plan import LoopPlan, OptimPlan
-from worldline.train.precompute import ClipsPlan
+from worldline.train.precompute import ClipsPlan, scene_at
 from worldline.worlds.captions import caption, in_order, mirrored
 from worldline.worlds.facts import contradictions, read_facts
 from worldline.worlds.render import render
@@ -115,6 +115,28 @@ def test_the_lesson_says_what_lies_where() -> None:
         np.testing.assert_allclose(shares[LESSON.index(name)], covered, atol=0.003)
     np.testing.assert_allclose(shares[LESSON.index("striped")], 1 - covered, atol=0.003)
     assert shares[LESSON.index("blue")].sum() == 0
+
+
+def test_a_run_may_begin_with_the_weights_of_another(plan: task.CaptionerPlan, finished: Path, tmp_path: Path) -> None:
+    known = Shipped(finished / "captioner").net.state_dict()
+    begun = task.build(replace(plan, start=str(finished / "captioner"))).state_dict()
+    assert all(torch.equal(value, known[name]) for name, value in begun.items() if not name.startswith("lesson."))
+    with pytest.raises(UserError, match="another size"):
+        task.build(replace(plan, start=str(finished / "captioner"), config=replace(CONFIG, layers=2)))
+    with pytest.raises(UserError, match="holds none"):
+        task.build(replace(plan, start=str(tmp_path)))
+
+
+def test_cameras_are_drawn_more_often_and_lie_where_no_thing_is() -> None:
+    plan = ClipsPlan(count=60, split="any", cameras=0.5)
+    moving = [scene for scene in (scene_at(plan, i) for i in range(60)) if scene.camera != "static"]
+    assert 20 <= len(moving) <= 45
+    assert scene_at(plan, 7) == scene_at(replace(plan, count=9), 7)
+    clip = render(moving[0], 3, 32, 32, 2.0)
+    shares = layout_of(moving[0], clip.ids[:, None], 8, LESSON)
+    floors, cameras = (shares[LESSON.index(name)] for name in (moving[0].floor, moving[0].camera))
+    np.testing.assert_array_equal(floors, cameras)
+    assert cameras.max() == 255
 
 
 def test_mirrored_scenes_are_mirrored_pictures() -> None:
