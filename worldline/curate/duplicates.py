@@ -76,7 +76,7 @@ class Duplicates:
     name: ClassVar[str] = "duplicates"
 
     agree: float = 0.9  # correlation, of what stands still and of what moves
-    agree_part: float = 0.82  # the same where one clip may be a part of the other's picture
+    agree_part: float = 0.8  # the same where one clip may be a part of the other's picture
 
     def decide(self, clips: Iterable[tuple[Clip, Print]]) -> dict[tuple[str, str], Clip]:
         """(id, source) -> the clip with this stage's decision; clips dropped before are not looked at."""
@@ -285,7 +285,7 @@ LEAST_BLOCKS = 4  # of the pictures' means; fewer tell nothing
 COPY = 4.0  # levels by which any block of copies of an empty picture differs
 CLIPPED = 245  # levels of the largest colour
 LEAST_CLEAR = 0.3  # of a block, which with less says nothing; and of a picture, of which then all counts
-MOVES_LOSE = 0.15  # what moves may agree less by: codecs and other moments blur it
+MOVES_LOSE = 0.25  # what moves may agree less by: codecs and other moments blur it
 SPARED = 0.1  # of the blocks may disagree: an edge that was cut a little differently, a place that the codec lost
 
 
