@@ -19,6 +19,7 @@ from worldline.cli.generate import add_generate
 from worldline.cli.models import add_convert, add_export, add_info, add_train
 from worldline.cli.parser import Parser
 from worldline.cli.plan import add_plan
+from worldline.cli.scaling import add_scaling
 from worldline.cli.serve import add_serve, add_worker
 from worldline.cli.worlds import add_eval, add_worlds
 from worldline.errors import UserError
@@ -75,7 +76,7 @@ def build_parser() -> Parser:
     parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
     data = (add_curate, add_caption, add_rewrite, add_shards, add_doctor)
-    models = (add_train, add_eval, add_export, add_convert, add_info, add_plan)
+    models = (add_train, add_scaling, add_eval, add_export, add_convert, add_info, add_plan)
     for add in (add_generate, add_edits, add_worlds, *data, *models, add_serve, add_worker):
         add(verbs)
     return parser

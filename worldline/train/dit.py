@@ -422,6 +422,32 @@ def world_feed(
     )
 
 
+def feed_of(plan: DiTPlan, vae: VideoVAE, out: Path, say: Callable[[str], None]) -> Feed:
+    """What a plan's run learns from: clips of its dataset, or rendered worlds."""
+    mark = vae_hash(vae)
+    # bf16: three times as fast, 0.4 % of the spread off
+    encoder = copy.deepcopy(vae).to(torch.device(plan.device), DTYPES[plan.dtype])
+    if not plan.data:
+        return world_feed(plan, vae, encoder, mark, out, say)
+    from worldline.train.clips import clip_feed
+
+    return clip_feed(plan, vae, encoder, mark, out)
+
+
+def task_of(plan: DiTPlan, model: TextToVideo, feed: Feed, device: torch.device) -> Task:
+    """The task of training `model`, which is on `device`."""
+    return Task(
+        model=model,
+        batch=lambda step: feed.batch(model, step),
+        loss=lambda module, batch: flow_loss(module, batch, device),
+        samples=plan.batch,
+        dtype=DTYPES[plan.dtype],
+        validate=feed.validate and (lambda averaged: feed.validate(averaged, device)),
+        gflop=3 * plan.batch * model.dit.flops(feed.tokens, TEXT_TOKENS) / 1e9,
+        peak=matmul_peak(device, DTYPES[plan.dtype]),
+    )
+
+
 def train(
     plan: DiTPlan,
     out: str | Path,
@@ -437,14 +463,7 @@ def train(
     plan_check(plan)
     device = torch.device(plan.device)
     vae = load_vae(plan.vae)
-    mark = vae_hash(vae)
-    encoder = copy.deepcopy(vae).to(device, DTYPES[plan.dtype])  # bf16: three times as fast, 0.4 % of the spread off
-    if plan.data:
-        from worldline.train.clips import clip_feed
-
-        feed = clip_feed(plan, vae, encoder, mark, out)
-    else:
-        feed = world_feed(plan, vae, encoder, mark, out, say)
+    feed = feed_of(plan, vae, out, say)
     whitening = feed.whitening
     model = build(plan)
     if plan.start:
@@ -454,16 +473,7 @@ def train(
     def wrapped(call: Callable[[int, Parts, Path], Mapping[str, float] | None]) -> Callback:
         return lambda step, averaged, where: call(step, parts(plan, averaged, vae, whitening), where)  # type: ignore[arg-type]
 
-    task = Task(
-        model=model,
-        batch=lambda step: feed.batch(model, step),
-        loss=lambda module, batch: flow_loss(module, batch, device),
-        samples=plan.batch,
-        dtype=DTYPES[plan.dtype],
-        validate=feed.validate and (lambda averaged: feed.validate(averaged, device)),
-        gflop=3 * plan.batch * model.dit.flops(feed.tokens, TEXT_TOKENS) / 1e9,
-        peak=matmul_peak(device, DTYPES[plan.dtype]),
-    )
+    task = task_of(plan, model, feed, device)
     hooks = hooks_of(plan.loop, {name: wrapped(call) for name, call in (callbacks or {}).items()})
     outcome = run_task(task, plan, out, resume, hooks)
     final = build(plan)
@@ -538,13 +548,22 @@ def vae_hash(vae: VideoVAE) -> str:
     return digest.hexdigest()[:16]
 
 
+def latent_of(plan: DiTPlan) -> tuple[int, int, int]:
+    """Latent frames, height and width of `plan.clips`."""
+    c, codec = plan.clips, VAEConfig()
+    return -(-(c.frames - 1) // codec.temporal) + 1, -(-c.height // codec.spatial), -(-c.width // codec.spatial)
+
+
+def tokens_of(plan: DiTPlan) -> int:
+    """Tokens of one of `plan.clips`."""
+    return math.prod(-(-size // patch) for size, patch in zip(latent_of(plan), plan.config.patch, strict=True))
+
+
 def dry_run(plan: DiTPlan) -> str:
     """What a run of this plan would do, as text; nothing is rendered or written."""
     model = build(plan)
     size = sum(parameter.numel() for parameter in model.parameters())
-    c, codec = plan.clips, VAEConfig()
-    latent = (-(-(c.frames - 1) // codec.temporal) + 1, -(-c.height // codec.spatial), -(-c.width // codec.spatial))
-    tokens = int(np.prod([-(-size // p) for size, p in zip(latent, plan.config.patch, strict=True)]))
+    c, latent, tokens = plan.clips, latent_of(plan), tokens_of(plan)
     gflop = 3 * plan.batch * model.dit.flops(tokens, TEXT_TOKENS) / 1e9
     peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
     disk = c.count * int(np.prod(latent)) * plan.config.in_channels * 2 / 1e9
