@@ -1,8 +1,8 @@
 """How a loss falls with a model's size and with what it has seen: the compute-optimal law, fitted with its uncertainty.
 
 L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, eq. 2). N are the multiply-adds that a token costs in one
-forward pass: the parameters, but for those that act once per sample, plus attention (DeepSeek-AI 2024, section 3.1: half
-of their M). So training on D tokens takes C = 6 N D operations exactly, however small the model is.
+forward pass: the parameters, but for those that act once per sample, plus attention (half of M in DeepSeek-AI 2024,
+section 3.1). So training on D tokens takes C = 6 N D operations exactly, however small the model is.
 """
 
 from __future__ import annotations
