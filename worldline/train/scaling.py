@@ -395,9 +395,7 @@ def step_seconds(plan: DiTPlan, rounds: int = 3) -> float:
     prompts, times = ["a red ball rolls to the left"] * count, []
     for _ in range(rounds + 1):
         began = time.monotonic()
-        batch = assemble(
-            plan, samples, logit_normal(count, noise, 0.0), ["a red ball rolls to the left"] * count, noise
-        )
+        batch = assemble(plan, samples, logit_normal(count, noise, 0.0), prompts, noise)
         flow_loss(model, batch, device)[0].backward()
         times.append(time.monotonic() - began)
     return sorted(times[1:])[rounds // 2]
