@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldline.dit.blocks import NORMS, Actions, Block, Context, Picture, Reading, View, factorised_views
-from worldline.dit.config import BASE, PRESETS, SMALL, TINY, XL, DiTConfig
+from worldline.dit.config import BASE, PRESETS, SMALL, TINY, XL, XXL, DiTConfig
 from worldline.dit.told import Told
 from worldline.nn.attention import Segments
 from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise
 from worldline.nn.rope import rope_tables, sincos
 
-__all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "DiT", "DiTConfig", "Reading", "Told"]
+__all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "XXL", "DiT", "DiTConfig", "Reading", "Told"]
 
 
 class DiT(nn.Module):

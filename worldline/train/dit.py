@@ -37,7 +37,7 @@ from worldline.text import CachedText, MiniLM, WordConfig, WordTransformer
 from worldline.train.layout import LayoutHead, layout_loss
 from worldline.train.loop import Callback, Outcome, Task, matmul_peak
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, numpy_rng, torch_rng
 from worldline.train.precompute import ClipsPlan, Excerpt, Latents, cache_latents, held_out
 from worldline.train.vae import DTYPES, hooks_of
 from worldline.train.vae import load as load_vae
@@ -557,22 +557,3 @@ def latent_of(plan: DiTPlan) -> tuple[int, int, int]:
 def tokens_of(plan: DiTPlan) -> int:
     """Tokens of one of `plan.clips`."""
     return math.prod(-(-size // patch) for size, patch in zip(latent_of(plan), plan.config.patch, strict=True))
-
-
-def dry_run(plan: DiTPlan) -> str:
-    """What a run of this plan would do, as text; nothing is rendered or written."""
-    model = build(plan)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    c, latent, tokens = plan.clips, latent_of(plan), tokens_of(plan)
-    gflop = 3 * plan.batch * model.dit.flops(tokens, TEXT_TOKENS) / 1e9
-    peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
-    disk = c.count * int(np.prod(latent)) * plan.config.in_channels * 2 / 1e9
-    return "\n".join(
-        [
-            f"train dit: {size / 1e6:.2f} M parameters, {plan.loop.steps} steps of {plan.batch} clips",
-            f"latents {latent}, {tokens} tokens per clip; caches {c.count} clips, {disk:.2f} GB",
-            f"{gflop:.1f} GFLOP per step; matmul peak here {peak:.0f} GFLOP/s in {plan.dtype}: at least "
-            f"{gflop / peak * plan.loop.steps / 3600:.2f} h",
-            describe(plan),
-        ]
-    )

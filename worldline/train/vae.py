@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldline.errors import UserError
-from worldline.train.loop import Callback, Hook, Outcome, Task, matmul_peak
+from worldline.train.loop import Callback, Hook, Outcome, Task
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, plan_dict, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, numpy_rng, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan, Slices, cache_clips, held_out, to_pixels
 from worldline.vae.losses import LossWeights
 from worldline.vae.losses import vae_loss as weighted_loss
@@ -123,10 +123,14 @@ def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int) 
 def vae_loss(plan: VAEPlan, vae: VideoVAE, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss of `vae.losses`, squared error alone at first, L1 and edges from `plan.sharpen_from` on."""
     weight = next(vae.parameters())
-    weights = LossWeights(kl=plan.kl, noise=plan.noise)
-    if batch.done >= plan.sharpen_from:
-        weights = replace(weights, l1=plan.l1, edge=plan.edge)
+    weights = weights_of(plan, batch.done)
     return weighted_loss(vae, batch.pixels.to(weight.device, weight.dtype), weights, batch.noise)
+
+
+def weights_of(plan: VAEPlan, done: float) -> LossWeights:
+    """The weights of the terms once so much of the run is over."""
+    weights = LossWeights(kl=plan.kl, noise=plan.noise)
+    return replace(weights, l1=plan.l1, edge=plan.edge) if done >= plan.sharpen_from else weights
 
 
 @torch.no_grad()
@@ -247,19 +251,3 @@ def load(folder: str | Path) -> VideoVAE:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"vae: {folder} holds weights that do not fit its config.json ({reason})") from None
     return vae.eval().requires_grad_(False)
-
-
-def dry_run(plan: VAEPlan) -> str:
-    """What a run of this plan would do, as text; nothing is rendered or written."""
-    plan_check(plan)
-    vae = VideoVAE(plan.config)
-    size = sum(parameter.numel() for parameter in vae.parameters())
-    disk = plan.clips.count * plan.clips.frames * plan.clips.height * plan.clips.width * 3 / 1e9
-    peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
-    return "\n".join(
-        [
-            f"train vae: {size / 1e6:.2f} M parameters, {plan.loop.steps} steps of {plan.batch} clips",
-            f"caches {plan.clips.count} clips, {disk:.2f} GB; matmul peak here {peak:.0f} GFLOP/s in {plan.dtype}",
-            describe(plan),
-        ]
-    )
