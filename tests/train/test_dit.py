@@ -15,7 +15,7 @@ from worldline.text import WordConfig
 from worldline.train import dit as task
 from worldline.train.plan import LoopPlan, OptimPlan, torch_rng
 from worldline.train.precompute import ClipsPlan, cache_latents
-from worldline.train.vae import VAEPlan, export
+from worldline.train.vae import export
 from worldline.vae.latents import Whitening
 from worldline.vae.model import MICRO, VideoVAE
 
@@ -29,7 +29,7 @@ def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dit")
     torch.manual_seed(0)
     vae = VideoVAE(MICRO)
-    export(VAEPlan(config=MICRO), vae.state_dict(), folder / "run" / "vae")
+    export(MICRO, vae.state_dict(), folder / "run" / "vae")
     plan = task.DiTPlan(
         vae=str(folder / "run"),
         config=SMALL,

@@ -24,7 +24,7 @@ from worldline.shapes import Grid, VideoShape
 from worldline.train import dit, vae
 from worldline.train.loop import matmul_peak
 from worldline.train.plan import clock, plan_dict
-from worldline.vae.losses import vae_loss
+from worldline.vae.losses import reconstruct
 from worldline.vae.model import VideoVAE
 
 H100 = 989e12  # FLOP/s of bf16 products without sparsity, as its data sheet says; an H200 has the same
@@ -64,9 +64,7 @@ class Machine:
         for name, value in (("--shard", self.shard or 1), ("--context", self.context)):
             if value < 1 or self.gpus % value:
                 nearest = max(n for n in range(1, self.gpus + 1) if self.gpus % n == 0 and n <= max(1, value))
-                raise UserError(
-                    f"{name} {value} does not divide --gpus {self.gpus}; the nearest that does is {nearest}"
-                )
+                raise UserError(f"{name} {value} does not divide --gpus {self.gpus}; {nearest} does")
         if self.price < 0 or self.peak <= 0:
             raise UserError(f"--price {self.price:g}, --tflops {self.peak / 1e12:g}: neither can be below 0")
 
@@ -383,8 +381,7 @@ def _traced_vae(plan: vae.VAEPlan, clips: int) -> int:
     c = plan.clips
     with Ledger() as ledger:
         pixels = ledger.hollow(clips, 3, c.frames, c.height, c.width, dtype=vae.DTYPES[plan.dtype])
-        loss, _ = vae_loss(model, pixels, vae.weights_of(plan, 1.0))
-        loss.backward()
+        reconstruct(model, pixels, vae.weights_of(plan, 1.0)).loss.backward()
     return ledger.peak
 
 
