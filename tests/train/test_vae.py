@@ -122,7 +122,7 @@ def test_an_image_autoencoder_learns_time_and_nothing_else(tmp_path):
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     AutoencoderKL(**blocks, block_out_channels=(8, 16), norm_num_groups=4).save_pretrained(tmp_path / "sd")
     plan = dataclasses.replace(
-        PLAN, image=str(tmp_path / "sd"), lengths=(5,), dtype="bfloat16",
+        PLAN, image=str(tmp_path / "sd"), lengths=(5,),
         loop=LoopPlan(steps=4, checkpoint_every=2, log_every=1, validate_every=2),
     )  # fmt: skip
     task.train(plan, tmp_path / "run", say=quiet)

@@ -46,6 +46,7 @@ def run_train(args: argparse.Namespace) -> None:
     if args.dry_run:
         return _dry_run(args, trainer, plans)
     from worldline.generate.preview import reconstruction_sheet, sample_sheet
+    from worldline.train.report import write_report
 
     previews: dict[str, dict[str, Any]] = {
         "vae": {"sample": reconstruction_sheet},
@@ -56,11 +57,12 @@ def run_train(args: argparse.Namespace) -> None:
         outcome = trainer.train(
             plan, out, args.resume, previews[args.what], say=lambda line: print(line, file=sys.stderr)
         )
+        report = write_report(out, plan, "finished" if outcome.finished else "stopped")
         if not outcome.finished:
             break
-    data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
+    data = {"out": str(out), "step": outcome.step, "finished": outcome.finished, "report": str(report)}
     state = "finished" if outcome.finished else "stopped, continue with --resume"
-    emit(args, data, f"{out}: {state} at step {outcome.step}")
+    emit(args, data, f"{out}: {state} at step {outcome.step}; {report}")
 
 
 def in_folders(plans: Sequence[Any], name: str, out: str | None) -> Iterator[tuple[Any, Path]]:

@@ -180,7 +180,7 @@ def train(
     early: list[str] = []
     if resume:
         run.restore(early.append)
-    log = RunLog(out, run.step, quiet)
+    log = RunLog(out, run.step, quiet, plan.loop.track)
     for line in early:
         log.say(line)
     try:

@@ -52,6 +52,7 @@ class LoopPlan:
     validate_every: int = 1000
     sample_every: int = 2000
     score_every: int = 0
+    track: str = ""  # trackio or wandb, beside TensorBoard
 
 
 def seed_of(seed: int, step: int, use: str) -> int:

@@ -168,7 +168,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, history: History) -> Tensor:
         clip = z.shape[:2]
-        h = self.middle(self.stem(self.latent(z.flatten(0, 1))))
+        h = self.middle(self.stem(self.latent(_rows(z))))
         for level, time in zip(self.levels, self.time, strict=True):
             assert isinstance(level, Level)
             for block in level.blocks:
@@ -177,6 +177,14 @@ class Decoder(nn.Module):
             if level.resize is not None:
                 h = level.resize(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.head(F.silu(self.norm(h))).unflatten(0, clip)  # type: ignore[no-any-return]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, T, C, H, W) -> (B * T, C, H, W), channels before pixels in memory.
+
+    Where channels stood last, the backward pass through this network ended the process (torch 2.13, CPU).
+    """
+    return x.flatten(0, 1).contiguous()
 
 
 class ImageVAE(VideoCodec):
@@ -209,7 +217,7 @@ class ImageVAE(VideoCodec):
     def encode_whole(self, states: Tensor, history: History) -> Posterior:
         """Every frame for itself."""
         frames = states.transpose(1, 2)  # (B, T, 3, H, W)
-        coded = self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+        coded = self.encoder(_rows(frames)).unflatten(0, frames.shape[:2]).transpose(1, 2)
         mean, logvar = coded.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
