@@ -79,7 +79,7 @@ def machine(device: str) -> str:
         name = models[0] if models else name
     except OSError:
         pass
-    here = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; torch {torch.__version__}"
+    here = f"{name}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}; torch {torch.__version__}"
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return f"{torch.cuda.get_device_name(device)}; {here}"
     return here
