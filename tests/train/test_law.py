@@ -11,13 +11,13 @@ from worldline.train.law import Law, Point, fit, isoflops
 TRUE = Law(0.3, 40.0, 0.35, 300.0, 0.4)
 
 
-def ladder(noise: float = 0.0, law: Law = TRUE, seed: int = 0) -> list[Point]:
-    """Five sizes, seven losses of each."""
+def ladder(noise: float = 0.0, law: Law = TRUE, seed: int = 0, tokens: tuple[float, float] = (1e6, 8e6)) -> list[Point]:
+    """Five sizes, a few losses of each over a range of tokens."""
     rng = np.random.default_rng(seed)
     return [
-        Point(f"{size:.0f}", size, tokens, float(law.loss(size, tokens)) * np.exp(noise * rng.standard_normal()))
+        Point(f"{size:.0f}", size, seen, float(law.loss(size, seen)) * np.exp(noise * rng.standard_normal()))
         for size in (3e4, 1e5, 3e5, 6e5, 1e6)
-        for tokens in np.geomspace(1e6, 8e6, 7).tolist()
+        for seen in np.geomspace(*tokens, 7 if tokens[1] < 1e7 else 21).tolist()
     ]
 
 
@@ -59,12 +59,12 @@ def test_the_frontier_is_the_best_split_of_compute() -> None:
 
 def test_curves_of_equal_compute_have_their_bottom_where_the_law_has_it() -> None:
     early = Law(0.3, 400.0, 0.6, 300.0, 0.4)  # whose best sizes lie among those of the ladder
-    curves = isoflops(ladder(law=early))
+    curves = isoflops(ladder(law=early, tokens=(1e5, 2e7)))
     assert curves
     for curve in curves:
         assert list(curve.sizes) == sorted(curve.sizes)
         for size, loss in zip(curve.sizes, curve.losses, strict=True):
-            assert loss == pytest.approx(float(early.loss(size, curve.compute / (6 * size))), rel=2e-3)
+            assert loss == pytest.approx(float(early.loss(size, curve.compute / (6 * size))), rel=5e-3)
     bottoms = [(curve.compute, curve.best) for curve in curves if curve.best is not None]
     assert bottoms
     for compute, best in bottoms:

@@ -20,13 +20,13 @@ class RunLog:
     """Writes the measurements of one run under `folder`; on resume, records past `step` (lost steps) are dropped."""
 
     def __init__(self, folder: Path, step: int, quiet: bool = False, track: str = "") -> None:
+        self.tracker = _tracker(track, folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.quiet = quiet
         self.path = folder / "log.jsonl"
         self._drop_after(step)
         self.file: TextIO = self.path.open("a")
         self.board = _tensorboard(folder / "tensorboard", step)
-        self.tracker = _tracker(track, folder)
         self.started = self.spoken = time.monotonic()
         self.terminal = sys.stdout.isatty()
         self.open_line = False
