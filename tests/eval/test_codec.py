@@ -46,6 +46,6 @@ def test_the_command_judges_the_shipped_model(tmp_path, capsys) -> None:
     assert main(["eval", "vae", "--real", str(tmp_path / "absent.npy")]) == 2
 
 
-@pytest.mark.parametrize("words", [["--n", "0"], ["--size", "64"]])
+@pytest.mark.parametrize("words", [["--n", "0"], ["--size", "0x64"]])
 def test_bad_words_are_refused(words: list[str]) -> None:
     assert main(["eval", "vae", *words]) == 2

@@ -94,7 +94,7 @@ def test_losses_are_thinned_from_the_last(plan, tmp_path) -> None:
     lines = [json.dumps({"step": step, "val": 10.0 / step}) for step in range(2, 42, 2)]
     (tmp_path / rung.name / "log.jsonl").write_text("\n".join(lines) + "\n")
     found = scaling.losses(rung, tmp_path, 6)
-    assert [point.tokens / rung.tokens_a_step for point in found] == [6, 8, 12, 16, 24, 32][-len(found) :]
+    assert [point.tokens / rung.tokens_a_step for point in found] == [6, 8, 12, 18, 24, 32][-len(found) :]
     assert isinstance(found[0], Point)
 
 

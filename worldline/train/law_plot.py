@@ -66,7 +66,8 @@ def _isoflops(axes: Any, report: Report) -> None:
             axes.plot(fine, np.exp(np.polyval(bow, np.log(fine))), lw=1, color=line.get_color())
         axes.plot(fine, report.fit.law.loss(fine, curve.compute / (6 * fine)), ls=":", lw=1, color=line.get_color())
     axes.set(xlabel="multiply-adds a token, N", title="equal compute (dotted: the law)")
-    axes.legend(fontsize="x-small")
+    if report.isoflops:
+        axes.legend(fontsize="x-small")
 
 
 def _frontier(axes: Any, report: Report, colours: dict[str, Any]) -> None:

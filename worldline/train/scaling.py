@@ -312,7 +312,7 @@ def gather(plan: ScalingPlan, out: str | Path) -> Report:
 
 
 def losses(rung: Rung, out: Path, least: int) -> list[Point]:
-    """Losses of a rung at steps that grow by about the square root of two, from `least` steps to its last."""
+    """Losses of a rung at steps that grow by 1.3 times at least, from `least` steps to its last."""
     found = {step: loss for step, loss in _logged(out / rung.name).items() if least <= step <= rung.plan.loop.steps}
     chosen: list[int] = []
     for step in sorted(found, reverse=True):
