@@ -82,14 +82,14 @@ class ScalingPlan:
             of a matrix must shrink with its inputs (Yang et al. 2022, table 3), those of gains and biases must not:
             with one rate for all, the power lies between 0 and 1.
         rates: multiples of it that are tried for `rate_steps` on the rungs number `rate_rungs`, as a check of the rule.
-        least: share of a rung's steps before which its losses are not fitted, and `least_steps` of them.
+        least_steps: before which a loss is not fitted: what is learned first falls faster than any power.
     """
 
     name: str = "scaling"
     base: DiTPlan = field(default_factory=_base)
     widths: tuple[int, ...] = (32, 48, 64, 96, 128, 160)
     depths: tuple[int, ...] = (2, 2, 3, 3, 3, 4)
-    steps: tuple[int, ...] = (3500, 3000, 2500, 2000, 1750, 2250)
+    steps: tuple[int, ...] = (4000, 3500, 3000, 3000, 2500, 3000)
     held_out: int = 1
     rate: float = 3e-3
     rate_width: int = 32
@@ -97,7 +97,7 @@ class ScalingPlan:
     rates: tuple[float, ...] = (0.5, 2.0)
     rate_rungs: tuple[int, ...] = (0, 3)
     rate_steps: int = 500
-    least_steps: int = 500
+    least_steps: int = 1000
     draws: int = 200  # refits of the law, for its band
 
     @property
