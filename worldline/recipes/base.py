@@ -36,6 +36,9 @@ def vae() -> VAEPlan:
         real_fraction=0.75,
         batch=64,
         lengths=(17, 17, 9, 1, 1),
+        structure=0.1,
+        adversarial=0.5,
+        adversarial_from=0.6,
         optim=OptimPlan(lr=4e-4, warmup=1000, weight_decay=0.0, ema=0.9995),
         loop=LoopPlan(steps=200_000, checkpoint_every=2000, validate_every=5000, sample_every=5000),
     )
