@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldline.errors import UserError
-from worldline.train.loop import Callback, Hook, Outcome, Task, matmul_peak
+from worldline.parallel.mesh import join
+from worldline.train.loop import Callback, Hook, Outcome, Pack, Task, matmul_peak
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, plan_dict, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, ParallelPlan, describe, numpy_rng, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan, Slices, cache_clips, held_out, to_pixels
 from worldline.vae.losses import LossWeights
 from worldline.vae.losses import vae_loss as weighted_loss
@@ -48,6 +49,7 @@ class VAEPlan:
     device: str = "cpu"
     optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=2e-3, warmup=100, ema=0.999))
     loop: LoopPlan = field(default_factory=LoopPlan)
+    parallel: ParallelPlan = field(default_factory=ParallelPlan)
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,24 @@ def _open_clips(path: str, height: int, width: int) -> np.ndarray:
     return clips
 
 
-def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int) -> Batch:
-    """The batch of a step: rows, lengths and crops all follow from (plan.seed, step)."""
-    rng = numpy_rng(plan.seed, step, "vae-batch")
+def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int, number: int = 0) -> Pack:
+    """A pack of a step: rows, lengths and crops all follow from (plan.seed, step, number); packs are of one length."""
     full = plan.clips.frames
-    frames = min(int(rng.choice(plan.lengths)), full)
-    rows = min(plan.batch * 4, max(1, plan.batch * full // frames))
+    frames = min(int(numpy_rng(plan.seed, step, "vae-length").choice(plan.lengths)), full)
+    rng = numpy_rng(plan.seed, step, f"vae-pack-{number}")
+    batch = plan.batch // plan.parallel.packs
+    rows = min(batch * 4, max(1, batch * full // frames))
     real_rows = round(rows * plan.real_fraction) if real is not None else 0
-    world = clips[rng.integers(len(clips), size=rows - real_rows)]
+    chosen = rng.integers(len(clips), size=rows - real_rows)
+    world = clips[chosen]
     start = int(rng.integers(full - frames + 1))
     arrays = [world[:, start : start + frames]]
     if real is not None and real_rows:
         arrays.append(real.draw(rng, real_rows, frames))
     pixels = to_pixels(np.concatenate(arrays))
-    return Batch(pixels, torch_rng(plan.seed, step, "vae-noise", plan.device), step / plan.loop.steps)
+    noise = torch_rng(plan.seed, step, f"vae-noise-{number}", plan.device)
+    names = (*(f"world/{row}" for row in chosen), *["real"] * real_rows)
+    return Pack(Batch(pixels, noise, step / plan.loop.steps), (float(rows),), names)
 
 
 def vae_loss(plan: VAEPlan, vae: VideoVAE, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,13 +161,14 @@ def train(
     """
     out = Path(out)
     plan_check(plan)
-    clips = cache_clips(plan.clips, out / "clips", say)
+    crew = join(plan.parallel, plan.device)
     unseen = held_out(plan.clips, plan.validate_clips)
-    worlds = cache_clips(unseen, out / "clips-validation", say)[np.arange(plan.validate_clips)]
+    with crew.first_alone():
+        clips = cache_clips(plan.clips, out / "clips", say)
+        worlds = cache_clips(unseen, out / "clips-validation", say)[np.arange(plan.validate_clips)]
     real = RealClips(plan.real, plan.clips.height, plan.clips.width) if plan.real else None
     footage = real.validation(plan.validate_clips, plan.clips.frames) if real else np.empty((0,), np.uint8)
-    device = torch.device(plan.device)
-    vae = build(plan, clips, real).to(device)
+    vae = build(plan, clips, real).to(crew.device)
 
     def validate(model: nn.Module) -> dict[str, float]:
         values = {"psnr_world": psnr(model, worlds)}
@@ -171,14 +178,15 @@ def train(
 
     task = Task(
         model=vae,
-        batch=lambda step: make_batch(plan, clips, real, step),
+        pack=lambda step, number: make_batch(plan, clips, real, step, number),
         loss=lambda model, batch: vae_loss(plan, model, batch),  # type: ignore[arg-type]
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
         validate=validate,
     )
     outcome = run_task(task, plan, out, resume, hooks_of(plan.loop, callbacks))
-    export(plan, outcome.weights, out / "vae")
+    if crew.first:
+        export(plan, outcome.weights, out / "vae")
     return outcome
 
 
@@ -211,6 +219,8 @@ def plan_check(plan: VAEPlan) -> None:
         raise UserError("batch, clips.count and lengths must be at least 1")
     if plan.loop.steps < 1:
         raise UserError(f"loop.steps: {plan.loop.steps} must be at least 1")
+    if plan.batch % plan.parallel.packs:
+        raise UserError(f"batch: {plan.batch} clips cannot be cut into {plan.parallel.packs} packs")
 
 
 def export(plan: VAEPlan, weights: Mapping[str, Tensor], folder: Path) -> Path:
