@@ -1,8 +1,8 @@
 """Trains one small diffusion transformer in crews of several processes, for the tests that compare them.
 
 A crew is forked from a process that has imported torch and run nothing, so it costs no import. Run as
-`python -m tests.train.crews FOLDER NAME...` it trains the named crews one after the other and prints one line of JSON:
-for each its exit codes, losses and samples by step.
+`python -m tests.train.crews FOLDER STEPS NAME...` it trains the named crews, all unless given, one after the other and
+prints one line of JSON: for each its exit codes, losses and samples by step.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ PROMPTS = ("a red ball", "a blue cube falls", "", "two green cones")
 
 @dataclass(frozen=True)
 class Member:
-    """A crew of `size` processes with a plan of its own; `steps` is where it stops."""
+    """A crew of `size` processes with a plan of its own."""
 
     size: int = 1
     parallel: ParallelPlan = field(default_factory=lambda: ParallelPlan(packs=4))
-    steps: int = 100
     dtype: str = "float32"
 
 
@@ -178,15 +177,15 @@ def samples(out: Path) -> list[str]:
     ]
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path, steps: int, names: list[str]) -> None:
     report = {}
     for name in names:
         crew = CREWS[name]
-        codes = finish(start(crew.size, plan_of(crew, crew.steps), folder / name))
+        codes = finish(start(crew.size, plan_of(crew, steps), folder / name))
         report[name] = {"codes": codes, "losses": losses(folder / name), "samples": samples(folder / name)}
     print(json.dumps(report))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2:] or list(CREWS))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(CREWS))
