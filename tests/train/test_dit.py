@@ -109,7 +109,8 @@ def test_phases_move_the_timesteps_and_the_scenes(setting):
     plan, latents, whitening = setting
     plan = replace(plan, phases=(0, 10), time_mean=(0.0, 3.0), several=(1.0, 50.0), crossing=(1.0,))
     early, late = (
-        [task.make_batch(plan, [latents], whitening, step).data for step in steps] for steps in (range(10), range(10, 20))
+        [task.make_batch(plan, [latents], whitening, step).data for step in steps]
+        for steps in (range(10), range(10, 20))
     )
     noise = [torch.stack([batch.timestep.mean() for batch in batches]).mean() for batches in (early, late)]
     assert noise[1] > noise[0] + 0.1
@@ -153,7 +154,9 @@ def test_steps_mix_shapes_within_one_budget_of_tokens(setting, tmp_path):
         assert len(batch.noisy) > 96 / 2
     assert lengths == {12, 16, 4, 6}  # clips of 3x2x2 and 2x2x3 tokens; 4 or 3 latent frames of 2x2; images
     plain = replace(plan, phases=(0, 30), plain=(0.0, 1.0), images=(0.0,))
-    alike, mixed = (task.make_batch(plain, caches, whitening, step).data.cu_seqlens.diff().unique() for step in (30, 29))
+    alike, mixed = (
+        task.make_batch(plain, caches, whitening, step).data.cu_seqlens.diff().unique() for step in (30, 29)
+    )
     assert alike.tolist() == [12]
     assert len(mixed) > 1
     farthest = max(int(task.make_batch(plan, caches, whitening, step).data.coords[:, 0].max()) for step in range(20))

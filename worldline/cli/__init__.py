@@ -22,12 +22,12 @@ from worldline.cli.plan import add_plan
 from worldline.cli.serve import add_serve, add_worker
 from worldline.cli.verify import add_verify
 from worldline.cli.worlds import add_eval, add_worlds
-from worldline.errors import UserError
+from worldline.errors import EXIT_RESUMABLE, Resumable, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit code: 0 done, 1 what was checked is not so, 2 a mistake of the user (one
-    line on stderr), 130 Ctrl-C."""
+    line on stderr), 75 stopped and can be resumed, 130 Ctrl-C."""
     parser = build_parser()
     try:
         args, rest = parser.parse_known_args(normalised(sys.argv[1:] if argv is None else argv))
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code or 0
     except UserError as error:
         return _fail(str(error))
+    except Resumable as error:
+        return _fail(str(error), code=EXIT_RESUMABLE)
     except BrokenPipeError:  # `worldline ... | head`: the reader left, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -24,8 +24,8 @@ def add_train(verbs: Verbs) -> None:
     add("--dry-run", action="store_true", help="print the plan and its cost, train nothing")
 
 
-def run_train(args: argparse.Namespace) -> None:
-    """Read the recipe, apply --set, and run."""
+def run_train(args: argparse.Namespace) -> int | None:
+    """Read the recipe, apply --set, and run; under torchrun with the other processes, of which the first speaks."""
     plan = recipe(args.recipe, args.what)
 
     from worldline.train.plan import plan_dict, plan_overrides
@@ -33,19 +33,31 @@ def run_train(args: argparse.Namespace) -> None:
     plan = plan_overrides(plan, args.set)
     trainer = importlib.import_module(f"worldline.train.{args.what}")
     if args.dry_run:
-        return emit(args, plan_dict(plan), trainer.dry_run(plan))
+        emit(args, plan_dict(plan), trainer.dry_run(plan))
+        return None
+    from worldline.errors import EXIT_RESUMABLE
     from worldline.generate.preview import reconstruction_sheet, sample_sheet
+    from worldline.parallel.mesh import join, leave
 
+    crew = join(plan.parallel, plan.device)
     out = Path(args.out or f"runs/{plan.name}")
     previews: dict[str, dict[str, Any]] = {
         "vae": {"sample": reconstruction_sheet},
         "dit": {"sample": sample_sheet, "score": _score},
         "captioner": {},
     }
-    outcome = trainer.train(plan, out, args.resume, previews[args.what], say=lambda line: print(line, file=sys.stderr))
+
+    def say(line: str) -> None:
+        if crew.first:
+            print(line, file=sys.stderr)
+
+    outcome = trainer.train(plan, out, args.resume, previews[args.what], say=say)
+    leave()
     data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
     state = "finished" if outcome.finished else "stopped, continue with --resume"
-    emit(args, data, f"{out}: {state} at step {outcome.step}")
+    if crew.first:
+        emit(args, data, f"{out}: {state} at step {outcome.step}")
+    return EXIT_RESUMABLE if outcome.told else None
 
 
 def _score(step: int, parts: Any, folder: Path) -> dict[str, float]:

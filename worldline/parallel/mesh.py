@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -138,6 +138,9 @@ class Crew:
             ) from None
 
 
+ENDING = "ending"
+
+
 class _Signs:
     """A thread that leaves a sign of life in the store; what changes no more belongs to a process that is gone."""
 
@@ -173,23 +176,24 @@ class _Signs:
         self._ended.set()
         assert self._thread is not None
         self._thread.join()
-        if kind is None:
-            return
-        self._give()
+        if kind is not None and issubclass(kind, RuntimeError):
+            self.doing = ENDING  # or the others would take this one for the cause
+            with suppress(RuntimeError):
+                self._give()
 
     def silent(self) -> list[str]:
-        """Who has not given another sign for two beats and a half."""
+        """Who gives no other sign for five beats."""
         try:
             before = self._read()
             for _ in range(5):
-                time.sleep(self.beat / 2)
+                time.sleep(self.beat)
                 self._give()
             after = self._read()
         except RuntimeError:
             return ["the store of the first process is gone"]
         names = []
         for rank, (old, new) in enumerate(zip(before, after, strict=True)):
-            if rank != self.rank and old == new:
+            if rank != self.rank and old == new and not new.endswith(ENDING):
                 names.append(f"process {rank} gives no sign, it was last {new.partition(' ')[2] or 'starting'}")
         return names
 

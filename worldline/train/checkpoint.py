@@ -171,6 +171,10 @@ class Saver:
         except Exception as error:
             self._failure = error
 
+    def writing(self) -> bool:
+        """Whether a save is going on."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> bool:
         """Waits until nothing is being written; False when the disk did not take it, which is said."""
         if self._thread is None:
