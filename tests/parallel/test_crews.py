@@ -81,7 +81,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_sees_the_same_samples
 
 
 LOST = """
-plan = crews.plan_of(crews.Member(4, crews.ParallelPlan(packs=4, timeout=4.0)), 1000)
+plan = crews.plan_of(crews.Member(4, crews.ParallelPlan(packs=4, timeout={timeout})), 1000)
 def suffer(step, number):
     if step == 2 and number == 2:
         {what}
@@ -100,9 +100,9 @@ print(json.dumps({{"codes": codes, "said": [path.read_text() for path in sorted(
 """
 
 
-@pytest.mark.parametrize(("what", "stopped"), [("SIGKILL", False), ("SIGSTOP", True)])
-def test_the_others_end_when_a_process_is_gone_or_hangs(tmp_path, what, stopped):
-    code = LOST.format(what=f"os.kill(os.getpid(), signal.{what})", stopped=stopped)
+@pytest.mark.parametrize(("what", "stopped", "timeout"), [("SIGKILL", False, 120.0), ("SIGSTOP", True, 12.0)])
+def test_the_others_end_when_a_process_is_gone_or_hangs(tmp_path, what, stopped, timeout):
+    code = LOST.format(what=f"os.kill(os.getpid(), signal.{what})", stopped=stopped, timeout=timeout)
     report = run(code, tmp_path)
     assert report["codes"] == [75, 75, None if stopped else -signal.SIGKILL, 75]
     assert len(report["said"]) == 3

@@ -8,6 +8,7 @@ every question has its trivial answer.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,7 @@ class Crew:
         if plan.context > 1:
             along = init_device_mesh(device.type, (self.replicas, plan.context), mesh_dim_names=("packs", "context"))
             self.context = along["context"].get_group()
-        self._signs = _Signs(store, self.rank, self.size, beat=min(5.0, plan.timeout / 4))
+        self._signs = _Signs(store, self.rank, self.size, beat=1.0)
 
     def _sharding(self, device: str) -> DeviceMesh:
         sides = (self.plan.replicate, self.size // self.plan.replicate)
@@ -132,7 +133,7 @@ class Crew:
             if not silent and not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
                 raise
             who = "; ".join(silent) or "all processes are alive, but one does not come"
-            reason = str(error).splitlines()[0].strip()
+            reason = re.sub(r"^\[[^]]*] ", "", str(error)).partition(". ")[0].splitlines()[0]
             raise Resumable(
                 f"process {self.rank} lost the others: {who} ({reason}); start again with --resume"
             ) from None
@@ -154,6 +155,7 @@ class _Signs:
 
     def tell(self, doing: str) -> None:
         self.doing = doing
+        self._give()
 
     def _give(self) -> None:
         self.count += 1
