@@ -55,7 +55,7 @@ def test_balanced_parts_hold_every_item_once_and_cost_alike():
     rng = np.random.default_rng(0)
     costs = COST.of(rng.integers(50, 1500, 64)).tolist()
     parts = balanced(costs, 4)
-    assert sorted(sum(parts, [])) == list(range(64))
+    assert sorted(item for part in parts for item in part) == list(range(64))
     assert all(part == sorted(part) for part in parts)
     loads = [sum(costs[i] for i in part) for part in parts]
     assert max(loads) < 1.02 * min(loads)

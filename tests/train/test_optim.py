@@ -85,3 +85,22 @@ def test_gradients_of_several_passes_add_up_in_fp32():
         model.weight.grad = torch.full((1, 1), grad, dtype=torch.bfloat16)
         optimizer.gather()
     assert optimizer.norm() == 1 + 2.0**-9
+
+
+def test_weights_that_lie_otherwise_in_memory_are_updated_in_place():
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+    theirs = nn.Conv2d(3, 5, 3)
+    theirs.load_state_dict(model.state_dict())
+    optimizer = optimizer_of(model, OptimPlan(weight_decay=0.0, clip=0.0))
+    reference = torch.optim.Adam(theirs.parameters(), lr=1e-2, betas=(0.9, 0.99))
+    for _ in range(3):
+        x = torch.randn(2, 3, 8, 8)
+        for net in (model, theirs):
+            net(x).square().sum().backward()
+        optimizer.gather()
+        optimizer.step(1e-2, optimizer.norm())
+        reference.step()
+        reference.zero_grad()
+    torch.testing.assert_close(model.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)

@@ -82,8 +82,11 @@ def prepare(objective: Objective, crew: Crew, dtype: torch.dtype) -> dict[str, T
         if plan.compile:
             block.compile(dynamic=True)
     if crew.mesh is None:
-        apart = dtype != torch.float32
-        masters = {n: p.detach().clone() if apart else p.detach() for n, p in model.named_parameters()}
+        masters = {}
+        for name, weight in model.named_parameters():
+            # Fused updates read weights, gradients and moments as they lie in memory: all must lie alike.
+            same = dtype == torch.float32 and weight.is_contiguous()
+            masters[name] = weight.detach() if same else weight.detach().clone(memory_format=torch.contiguous_format)
         model.to(dtype)
         return masters
     for tensor in model.parameters():

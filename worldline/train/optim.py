@@ -69,7 +69,7 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
-            grad, master = local(parameter.grad).float(), self.masters[name]
+            grad, master = local(parameter.grad).float().contiguous(), self.masters[name]
             master.grad = grad if master.grad is None else master.grad.add_(grad)
             parameter.grad = None
 
