@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from worldline.errors import Resumable, UserError
 
@@ -64,17 +64,20 @@ class Crew:
         limit = timedelta(seconds=plan.timeout)
         self._control = dist.new_group(backend="gloo", timeout=limit)
         self.saving = dist.new_group(backend="gloo", timeout=timedelta(hours=24))  # a slow disk is not a dead process
-        self.mesh = self._sharding(device.type)
-        self.disk_mesh = self.mesh if device.type == "cpu" else self._sharding("cpu")
+        sides = (plan.replicate, self.size // plan.replicate)
+        groups = [self._along(sides, dim, limit) for dim in range(2)]
+        self.mesh = _mesh(device.type, sides, groups)
+        self.disk_mesh = self.mesh if device.type == "cpu" else _mesh("cpu", sides, groups)
         if plan.context > 1:
-            along = init_device_mesh(device.type, (self.replicas, plan.context), mesh_dim_names=("packs", "context"))
-            self.context = along["context"].get_group()
+            self.context = self._along((self.replicas, plan.context), 1, limit)
         self._signs = _Signs(store, self.rank, self.size, beat=1.0)
 
-    def _sharding(self, device: str) -> DeviceMesh:
-        sides = (self.plan.replicate, self.size // self.plan.replicate)
-        mesh = init_device_mesh(device, sides, mesh_dim_names=("replicate", "shard"))
-        return mesh if self.plan.replicate > 1 else mesh["shard"]
+    def _along(self, sides: tuple[int, int], dim: int, limit: timedelta) -> dist.ProcessGroup:
+        """The group of this process along a side of the mesh. Those that torch makes would wait for half an hour."""
+        ranks = torch.arange(self.size).view(sides).movedim(dim, -1).tolist()
+        group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=limit)
+        assert group is not None
+        return group
 
     @property
     def first(self) -> bool:
@@ -202,6 +205,14 @@ class _Signs:
     def _read(self) -> list[str]:
         names = [f"sign/{rank}" for rank in range(self.size)]
         return [self.store.get(name).decode() if self.store.check([name]) else "" for name in names]
+
+
+def _mesh(device: str, sides: tuple[int, int], groups: list[dist.ProcessGroup]) -> DeviceMesh:
+    """(replicate, shard), or (shard,) where there is one copy."""
+    if sides[0] == 1:
+        return DeviceMesh.from_group(groups[1], device, mesh_dim_names=("shard",))
+    ranks = torch.arange(sides[0] * sides[1]).view(sides)
+    return DeviceMesh.from_group(groups, device, ranks, mesh_dim_names=("replicate", "shard"))
 
 
 _crew: Crew | None = None
