@@ -80,6 +80,51 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_sees_the_same_samples
     assert [record["step"] for record in log] == list(range(1, 9))
 
 
+OTHERS = """
+from worldline.parallel.mesh import ParallelPlan
+from worldline.train import captioner, vae
+from worldline.train.loop import Pack, Task, train
+from worldline.train.plan import LoopPlan, OptimPlan, torch_rng
+from worldline.vae.model import MICRO, VideoVAE
+
+common = dict(dtype="float32", optim=OptimPlan(lr=1e-3, warmup=2), parallel=ParallelPlan(packs=2))
+common["loop"] = LoopPlan(steps=3, log_every=1, checkpoint_every=0, validate_every=0)
+
+def autoencoder(plan, out, resume, on_pack):
+    torch.manual_seed(0)
+    def pack(step, number):
+        pixels = torch.rand(2, 3, 5, 32, 32, generator=torch_rng(0, step, f"p{number}")) * 2 - 1
+        return Pack(vae.Batch(pixels, torch_rng(0, step, f"n{number}"), 0.5), (2.0,))
+    train(Task(VideoVAE(plan.config), pack, lambda m, b: vae.vae_loss(plan, m, b), 4), plan, out, quiet=True)
+
+def words(plan, out, resume, on_pack):
+    def pack(step, number):
+        noise = torch_rng(0, step, f"p{number}")
+        draw = lambda low, high, *shape: torch.randint(low, high, shape, generator=noise, dtype=torch.uint8)
+        layouts = draw(0, 255, 2, len(captioner.LESSON), 9, 8, 8)
+        batch = captioner.Batch(draw(0, 255, 2, 9, 64, 64, 3), draw(3, 20, 2, 7).long(), layouts, None)
+        return Pack(batch, (12.0, 2.0))
+    train(Task(captioner.build(plan), pack, lambda m, b: captioner.word_loss(plan, m, b), 4), plan, out, quiet=True)
+
+report = {}
+kinds = ((vae.VAEPlan(config=MICRO, **common), autoencoder), (captioner.CaptionerPlan(**common), words))
+for plan, work in kinds:
+    for size in (1, 2):
+        out = folder / f"{plan.name}-{size}"
+        out.mkdir()
+        codes = crews.finish(crews.start(size, plan, out, work=work))
+        report.setdefault(plan.name, []).append([codes, crews.losses(out)])
+print(json.dumps(report))
+"""
+
+
+def test_the_vae_and_the_captioner_train_on_two_processes_as_on_one(tmp_path):
+    for name, ((codes, alone), (codes2, two)) in run(OTHERS, tmp_path).items():
+        assert codes + codes2 == [0, 0, 0], name
+        assert len(alone) == 3
+        assert two == pytest.approx(alone, rel=1e-5), name
+
+
 LOST = """
 plan = crews.plan_of(crews.Member(4, crews.ParallelPlan(packs=4, timeout={timeout})), 1000)
 def suffer(step, number):

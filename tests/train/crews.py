@@ -130,8 +130,9 @@ def start(
     out: Path,
     resume: bool = False,
     on_pack: Callable[[int, int], None] = lambda step, number: None,
+    work: Callable[..., None] = member,
 ) -> list[int]:
-    """Forks a crew; its processes' ids, in their order."""
+    """Forks a crew whose processes all do `work(plan, out, resume, on_pack)`; their ids, in their order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -143,7 +144,7 @@ def start(
             os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
             status = 1
             try:
-                member(plan, out, resume, on_pack)
+                work(plan, out, resume, on_pack)
                 status = 0
             except BaseException as error:
                 if type(error).__name__ == "Resumable":
