@@ -1,6 +1,6 @@
 # make demo [PROMPT="..." OUT=x.mp4]   installs into .venv and makes a video
-# make test                            lint, types and tests, as CI runs them; those of PostgreSQL run where its server
-#                                      is installed (Debian: apt-get install postgresql)
+# make test                            lint, types and tests, as CI runs them; those of PostgreSQL and of Studio
+#                                      run where they can (Debian: apt-get install postgresql chromium)
 # make venv | bench
 .DEFAULT_GOAL := demo
 SHELL := bash

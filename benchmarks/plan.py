@@ -94,7 +94,9 @@ def wan(folder: Path) -> None:
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
     )
     fast.save_pretrained(folder / "tokenizer")
-    diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0).save_pretrained(folder / "scheduler")
+    diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ).save_pretrained(folder / "scheduler")
     (folder / layout.INDEX).write_text(json.dumps(index))
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from worldline.checkpoints import layout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_identity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests write is signed by an identity of their own, not by the developer's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 def _safetensors(shape: tuple[int, ...] = (2, 3)) -> bytes:

@@ -55,3 +55,18 @@ def test_what_the_worlds_do_not_know_stays(prompt: str) -> None:
 @pytest.mark.parametrize("prompt", ["two balls fall", "a red ball trundles enigmatically to the left"])
 def test_what_the_grammar_cannot_say_keeps_its_words(prompt: str) -> None:
     assert rewrite(prompt).text.startswith(prompt + ", on a ")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "w³ red balls",
+        "٣ red balls",
+        "9" * 5000 + " balls",
+        "a ball that is",
+        "a red cube, the camera zooms left",
+        "\u3000",
+    ],
+)
+def test_whatever_people_type_is_read(prompt: str) -> None:
+    assert rewrite(prompt).prompt == prompt

@@ -317,6 +317,26 @@ def test_one_expert_is_in_memory_at_a_time(
     assert torch.equal(latents(Pipeline(written, dtype=dtype), 5, 32, 32), expected)
 
 
+def test_both_experts_stay_where_there_is_room(family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = family("text, experts")
+    pipeline = Pipeline(load_parts(folder), dtype=torch.float32, source=folder)
+    expected = latents(pipeline, 5, 32, 32)
+
+    def hollow() -> list[bool]:
+        return [is_hollow(dit) for dit in (pipeline.dit, pipeline.low) if dit is not None]
+
+    assert hollow() == [True, False]
+    pipeline.prepare(pipeline.request(PROMPT, width=32, height=32, frames=5))
+    for _ in range(2):
+        assert torch.equal(latents(pipeline, 5, 32, 32), expected)
+        assert hollow() == [False, False]
+    monkeypatch.setattr("worldline.generate.pipeline.spare", lambda *_: -1.0)
+    pipeline.prepare(pipeline.request(PROMPT, width=32, height=32, frames=5))
+    assert hollow() == [False, True]
+    assert torch.equal(latents(pipeline, 5, 32, 32), expected)
+    assert hollow() == [True, False]
+
+
 # ---- what is known before the weights are read -----------------------------------------------------
 
 

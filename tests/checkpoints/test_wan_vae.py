@@ -246,13 +246,12 @@ def test_weights_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
 
 def edge_in_time(monkeypatch: pytest.MonkeyPatch, vae: CausalVAE) -> None:
     """The first frame repeated before the video, where the original has zeros."""
-    recall = History.recall
+    causal_conv = causal.causal_conv
 
-    def repeated(self: History, owner: nn.Module, current: Tensor, frames: int) -> Tensor | None:
-        past = recall(self, owner, current, frames)
-        return current[:, :1].expand(-1, frames, -1, -1, -1) if past is None and frames == 2 else past
+    def repeated(x: Tensor, past: Tensor | None, *args: Any) -> Tensor:
+        return causal_conv(x, x[:, :1].expand(-1, 2, -1, -1, -1) if past is None else past, *args)
 
-    monkeypatch.setattr(History, "recall", repeated)
+    monkeypatch.setattr(causal, "causal_conv", repeated)
 
 
 def first_frame_in_the_history(monkeypatch: pytest.MonkeyPatch, vae: CausalVAE) -> None:
@@ -261,7 +260,7 @@ def first_frame_in_the_history(monkeypatch: pytest.MonkeyPatch, vae: CausalVAE) 
 
     def remembering(self: causal.Grow, x: Tensor, history: History) -> Tensor:
         if self.time is not None and not history.started:
-            history.recall(self, x[:, :1], 2)
+            history.keep(self, x[:, :1], 2)
         return forward(self, x, history)
 
     monkeypatch.setattr(causal.Grow, "forward", remembering)

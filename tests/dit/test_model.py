@@ -142,6 +142,20 @@ def test_bfloat16_stays_near_float32() -> None:
     assert (low.float() - exact).square().mean().sqrt() < 0.03 * exact.std()
 
 
+@torch.no_grad()
+def test_wide_sums_bring_bfloat16_nearer_to_float32() -> None:
+    errors = []
+    for wide in (False, True):
+        config = replace(CONFIG, depth=8, wide_sum=wide, cross_gain=True, final_table=True, scales_add_one=True)
+        half = awake(config, torch.bfloat16)
+        exact = DiT(config)
+        exact.load_state_dict(half.state_dict())
+        answer, expected = half(**RAGGED), exact(**RAGGED)
+        assert answer.dtype == torch.bfloat16
+        errors.append(float((answer.float() - expected).norm() / expected.norm()))
+    assert errors[1] < 0.6 * errors[0]
+
+
 def test_far_positions_read_the_last_learned_row() -> None:
     model = awake(replace(CONFIG, learned_positions=(2, 0, 1)))
     assert model(**inputs([(4, 4, 4)], [2])).isfinite().all()

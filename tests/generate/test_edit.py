@@ -22,6 +22,7 @@ from worldline.generate.board import Board, Card, read_board
 from worldline.generate.canvas import timeline
 from worldline.generate.pipeline import Drawing, Pipeline
 from worldline.generate.storyboard import storyboard
+from worldline.media.credentials import verify
 from worldline.media.provenance import read_provenance
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image, write_video
@@ -266,7 +267,7 @@ def place(micro_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = np.zeros((32, 32, 3), np.uint8)
     mask[:16] = 255
     write_image(folder / "mask.png", mask)
-    (folder / "board.yaml").write_text("cards: [{at: 0, text: a ball}]\nseconds: 0.5")
+    (folder / "board.yaml").write_text("cards: [{at: 0, text: a ball, image: a.png}]\nseconds: 0.5")
     return folder
 
 
@@ -285,6 +286,17 @@ VERBS = {
     "storyboard": ["board.yaml"],
 }
 
+CLIP_A, PICTURE_A = ("a.mp4", "opened"), ("a.png", "input")
+PARENTS = {verb: [CLIP_A] for verb in VERBS} | {
+    "animate": [PICTURE_A],
+    "image": [],
+    "interpolate": [PICTURE_A, ("b.png", "input")],
+    "blend": [CLIP_A, ("b.mp4", "placed")],
+    "recut": [("b.mp4", "opened")],
+    "inpaint": [CLIP_A, ("mask.png", "input")],
+    "storyboard": [PICTURE_A],
+}
+
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_writes_its_file(
@@ -298,6 +310,9 @@ def test_every_verb_writes_its_file(
     data = json.loads(shown)
     assert all(Path(file).exists() for file in data["output"])
     assert Path(data["sheet"]).exists()
+    credentials = verify(out.with_stem("out-0") if verb == "variations" else out)
+    assert credentials.state == "sound"
+    assert [(parent["title"], parent["role"]) for parent in credentials.parents] == PARENTS[verb]
     if verb == "extend":
         assert "'a red ball'" in err
         assert read_provenance(out)["verb"] == "extend"

@@ -23,6 +23,7 @@ from worldline.errors import UserError
 from worldline.generate import pipeline as pipeline_module
 from worldline.generate.canvas import fitted, timeline
 from worldline.generate.pipeline import Drawing, Pipeline, load
+from worldline.media.identity import SIGN_WITH
 from worldline.media.provenance import read_provenance
 from worldline.media.read import read_video
 from worldline.shapes import VideoShape
@@ -115,6 +116,42 @@ def test_samplers_and_rescale_are_asked_for(pipeline: Pipeline) -> None:
     plain = pipeline.generate("a ball", **asked).frames
     for change in ({"sampler": "heun"}, {"sampler": "dpmpp_2m"}, {"guidance_rescale": 0.7}):
         assert not np.array_equal(plain, pipeline.generate("a ball", **asked, **change).frames)
+
+
+def test_borrowed_steps_are_counted_and_come_near(pipeline: Pipeline) -> None:
+    exact = pipeline.generate("a red ball", steps=8)
+    assert "reuse" not in exact.metadata
+    assert "reused" not in exact.metadata
+    never = pipeline.generate("a red ball", steps=8, reuse=1e-9)
+    assert never.metadata["reused"]["borrowed"] == 0
+    np.testing.assert_array_equal(never.frames, exact.frames)
+    always = pipeline.generate("a red ball", steps=8, reuse=1.0)
+    assert (always.metadata["reuse"], always.metadata["reused"]) == (1.0, {"asked": 8, "borrowed": 7})
+    some = pipeline.generate("a red ball", steps=8, reuse=0.2)
+    assert 0 < some.metadata["reused"]["borrowed"] < 7
+    assert 0 < some.metadata["reused"]["error"] < 1
+    with pytest.raises(UserError, match="--reuse 2"):
+        pipeline.generate("a red ball", reuse=2)
+
+
+def test_compiled_blocks_share_their_programs_and_make_the_same(pipeline: Pipeline, micro_parts: Parts) -> None:
+    programs = []
+
+    def traced(graph: torch.fx.GraphModule, _: object) -> Any:
+        programs.append(graph)
+        return graph.forward
+
+    compiled = Pipeline(micro_parts, device="cpu", dtype=torch.float32).compile(backend=traced)
+    made = compiled.generate("a red ball", steps=3)
+    # Of two blocks and three steps: one for a block that finds how text is padded, one for those that are told.
+    assert len(programs) <= 2
+    assert np.abs(made.frames.astype(int) - pipeline.generate("a red ball", steps=3).frames).max() <= 1
+
+
+def test_compiling_says_what_it_lacks(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="--compile needs no-such-compiler"):
+        pipeline.compile()
 
 
 def test_the_prompt_matters(pipeline: Pipeline) -> None:
@@ -246,7 +283,19 @@ def test_generate_writes_video_sheet_and_json(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["generate", "a red dragon", "--model", str(model), "--sheet", "--json", "--seed", "9"]
+    monkeypatch.setenv(SIGN_WITH, "")  # as it was, when the test is over
+    words = [
+        "generate",
+        "a red dragon",
+        "--sign-with",
+        "none",
+        "--model",
+        str(model),
+        "--sheet",
+        "--json",
+        "--seed",
+        "9",
+    ]
     assert main(words) == 0
     out, err = capsys.readouterr()
     data = json.loads(out)

@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx2
 
+from tests.serve.served import LIMIT
 from worldline.media.read import read_video
 from worldline.serve.jobs import open_database
 
@@ -58,21 +59,29 @@ class Machines:
         for name in names:
             self.running[name].send_signal(signal.SIGKILL)
         for name in names:
-            self.running[name].wait()
+            self.running[name].wait(LIMIT)
             self.running[name] = self._start(name)
 
     def stop(self) -> None:
         for process in self.running.values():
             process.terminate()
         for process in self.running.values():
-            process.wait()
+            process.wait(LIMIT)
         self.log.close()
 
 
 def crash(
-    folder: Path, jobs: int, kills: int, engines: int = 2, seed: int = 0, pause: float = 0.02, apart: float = 1.0
+    folder: Path,
+    jobs: int,
+    kills: int,
+    engines: int = 2,
+    seed: int = 0,
+    pause: float = 0.02,
+    apart: float = 1.0,
+    limit: float = 1800.0,
 ) -> dict[str, Any]:
-    """What became of `jobs` accepted jobs through `kills` kills."""
+    """What became of `jobs` accepted jobs through `kills` kills; what takes longer than `limit` seconds never ends."""
+    end = time.monotonic() + limit
     rng = random.Random(seed)
     open_database(f"sqlite:///{folder / 'jobs.sqlite'}").dispose()
     with sqlite3.connect(folder / "jobs.sqlite") as audit:
@@ -90,7 +99,7 @@ def crash(
             return None
 
     def send() -> None:
-        while len(accepted) < jobs:
+        while len(accepted) < jobs and time.monotonic() < end:
             answer = ask("POST", "/videos", json={"prompt": "a red ball", "seed": len(accepted)})
             if answer is not None and answer.status_code == 200:
                 accepted.append(answer.json()["id"])
@@ -115,11 +124,11 @@ def crash(
         chosen = ["api"] * (what != "engine") + [rng.choice(names)] * (what != "api")
         machines.kill(chosen)
         killed[what] += 1
-    sender.join()
-    reader.join()
+    sender.join(limit)
+    reader.join(LIMIT)
     states: dict[str, str] = {}
     for name in accepted:
-        while states.get(name) not in ("completed", "failed"):
+        while states.get(name) not in ("completed", "failed") and time.monotonic() < end:
             answer = ask("GET", f"/videos/{name}")
             states[name] = "lost" if answer is not None and answer.status_code == 404 else "alive"
             if answer is not None and answer.status_code == 200:

@@ -42,11 +42,13 @@ def postgres() -> Iterator[str]:
     server = subprocess.Popen([str(place / "postgres"), *options], **quiet)  # type: ignore[call-overload]
     try:
         ready = [str(place / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+        end = time.monotonic() + 120
         while subprocess.run(ready).returncode:
             assert server.poll() is None, "postgres did not start"
+            assert time.monotonic() < end, "postgres did not answer"
             time.sleep(0.05)
         yield f"postgresql+psycopg://worldline@127.0.0.1:{port}/postgres"
     finally:
         server.terminate()
-        server.wait()
+        server.wait(120)
         shutil.rmtree(folder, ignore_errors=True)

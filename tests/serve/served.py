@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import uvicorn
@@ -20,6 +21,18 @@ from worldline.serve.keeper import Housekeeping
 from worldline.serve.orders import Model
 from worldline.serve.settings import Limits, settings_of
 from worldline.serve.store import Store
+
+LIMIT = 120.0  # seconds after which a test has waited for long enough, on a busy machine too
+T = TypeVar("T")
+
+
+def until(found: Callable[[], T | None], limit: float = LIMIT) -> T:
+    """What `found` returns once that is something true; raises AssertionError where it takes longer than `limit`."""
+    end = time.monotonic() + limit
+    while not (seen := found()):
+        assert time.monotonic() < end, f"nothing after {limit:g} s"
+        time.sleep(0.02)
+    return seen
 
 
 @dataclass
@@ -39,11 +52,16 @@ class Served:
 
     def wait(self, name: str) -> dict[str, Any]:
         """The video once it has ended."""
-        while True:
-            video = self.client.get(f"/v1/videos/{name}").json()
-            if video["status"] in ("completed", "failed"):
-                return dict(video)
-            threading.Event().wait(0.02)
+
+        def ended() -> dict[str, Any] | None:
+            video = dict(self.client.get(f"/v1/videos/{name}").json())
+            return video if video["status"] in ("completed", "failed") else None
+
+        return until(ended)
+
+    def working(self) -> None:
+        """Waits for a worker that waits at its gate."""
+        assert self.worker.waiting.wait(LIMIT)
 
     def finished(self, **fields: Any) -> dict[str, Any]:
         video = self.wait(self.create(**fields)["id"])
@@ -67,8 +85,7 @@ def serving(folder: Path, keys: str = "", engine: bool = True, batch: int = 1, *
     threads += [threading.Thread(target=engine.run) for engine in engines]
     for thread in threads:
         thread.start()
-    while not server.started:
-        threading.Event().wait(0.01)
+    until(lambda: server.started)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     headers = {"authorization": f"Bearer {keys.split()[0]}"} if keys else {}
     jobs, store = Jobs(settings.database_url), Store(settings.store_url)
@@ -81,7 +98,7 @@ def serving(folder: Path, keys: str = "", engine: bool = True, batch: int = 1, *
         for one in engines:
             one.stop()
         for thread in threads:
-            thread.join()
+            thread.join(LIMIT)
         for one in engines:
             one.jobs.engine.dispose()
         jobs.engine.dispose()

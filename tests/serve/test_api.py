@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve.served import Served, serving
+from tests.serve.served import LIMIT, Served, serving
 from worldline.media.read import probe, read_video
 from worldline.media.write import write_video
 from worldline.serve.jobs import born
@@ -188,7 +188,7 @@ def test_events_tell_each_step_then_the_end(server: Served) -> None:
 
     thread = threading.Thread(target=follow)
     thread.start()
-    thread.join()
+    thread.join(LIMIT)
     assert events[-1][0] == "completed"
     assert events[-1][1]["progress"] == 100
     assert {name for name, _ in events[:-1]} == {"progress"}
@@ -201,7 +201,7 @@ def test_a_preview_is_shown_while_a_job_is_in_work(server: Served, monkeypatch: 
     monkeypatch.setattr("worldline.serve.engine.GLIMPSE", 0.0)
     server.worker.gate.clear()
     video = server.create()
-    server.worker.waiting.wait()
+    server.working()
     with server.client.stream("GET", f"/v1/videos/{video['id']}/events") as answer:
         found = next(line for line in answer.iter_lines() if '"preview"' in line)
         server.worker.gate.set()
@@ -217,7 +217,7 @@ def test_a_job_in_work_stops_at_its_step_and_never_comes_back(tmp_path: Path, ho
     with serving(tmp_path) as server:
         server.worker.gate.clear()
         name = server.create()["id"]
-        server.worker.waiting.wait()
+        server.working()
         if how == "cancel":
             video = server.client.post(f"/v1/videos/{name}/cancel").json()
             assert (video["status"], video["error"]["code"]) == ("failed", "cancelled")
@@ -227,7 +227,7 @@ def test_a_job_in_work_stops_at_its_step_and_never_comes_back(tmp_path: Path, ho
         # The gate stays shut: the engine must leave the job by itself before it can do the next.
         server.worker.waiting.clear()
         following = server.create()["id"]
-        server.worker.waiting.wait()
+        server.working()
         server.worker.gate.set()
         assert server.wait(following)["status"] == "completed"
         after = server.client.get(f"/v1/videos/{name}")
@@ -244,7 +244,7 @@ def test_a_waiting_job_that_is_cancelled_is_never_begun(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         server.worker.gate.clear()
         first = server.create()["id"]
-        server.worker.waiting.wait()
+        server.working()
         second = server.create(seed=2)["id"]
         server.client.post(f"/v1/videos/{second}/cancel")
         server.worker.gate.set()

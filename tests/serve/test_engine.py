@@ -9,12 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.serve.fake import Fake
-from tests.serve.served import Served, serving
+from tests.serve.served import LIMIT, Served, serving, until
 from worldline.cli import main
 from worldline.errors import UserError
 from worldline.serve.engine import Engine, Watch, named
@@ -31,7 +33,7 @@ def test_jobs_of_one_kind_are_packed_and_others_are_not(tmp_path: Path) -> None:
     with serving(tmp_path, batch=3) as server:
         server.worker.gate.clear()
         first = server.create()["id"]
-        server.worker.waiting.wait()
+        server.working()
         names = [server.create(seed=seed, prompt=f"prompt {seed}")["id"] for seed in range(4)]
         other = server.create(size="32x32")["id"]
         cancelled = names.pop(1)
@@ -52,6 +54,7 @@ def test_jobs_of_one_kind_are_packed_and_others_are_not(tmp_path: Path) -> None:
         (MemoryError(), "out_of_memory", "smaller size"),
         (RuntimeError("CUDA out of memory"), "out_of_memory", "smaller size"),
         (OSError(28, "No space left on device"), "storage_error", "No space left"),
+        (UserError("output: cannot be signed with /etc/secret.pem"), "signing_error", "could not sign"),
         (ValueError("at /home/someone/secret.py"), "engine_error", "ValueError"),
     ],
 )
@@ -157,7 +160,7 @@ def test_what_an_attempt_left_is_there_for_the_next_and_then_gone(tmp_path: Path
         thread.start()
         assert server.wait(name)["status"] == "completed"
         engine.stop()
-        thread.join()
+        thread.join(LIMIT)
         engine.jobs.engine.dispose()
         assert worker.found == [False, True]
         assert list((tmp_path / "data" / "scratch" / "latents").iterdir()) == []
@@ -171,8 +174,7 @@ def test_engines_are_started_again_and_know_no_keys(tmp_path: Path, monkeypatch:
     )
     engines = Engines([sys.executable, "-c", code], 1, "sqlite:///x")
     engines.start()
-    while not told.exists() or len(told.read_text().splitlines()) < 3:
-        threading.Event().wait(0.02)
+    until(lambda: told.exists() and len(told.read_text().splitlines()) >= 3)
     engines.stop()
     assert set(told.read_text().splitlines()) == {"['WORLDLINE_DATABASE_URL']"}
 
@@ -208,6 +210,54 @@ def test_any_store_keeps_what_is_put_in(kind: str, tmp_path: Path) -> None:
             ask("x/one/video.mp4")
     if kind == "folder":
         assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == ["video.mp4"]
+
+
+class Remembering(MemoryFileSystem):
+    """As stores behind a network, it asks for a listing once and believes it from then on."""
+
+    listed: ClassVar[dict[str, Any]] = {}
+
+    def ls(self, path: str, detail: bool = True, **how: Any) -> Any:
+        found = self.listed.setdefault(path, super().ls(path, detail=True))
+        return found if detail else [one["name"] for one in found]
+
+    def exists(self, path: str, **how: Any) -> bool:
+        parent = self.listed.get(path.rpartition("/")[0])
+        return super().exists(path) if parent is None else path in [one["name"] for one in parent]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.listed.clear()
+
+
+def test_what_others_put_into_a_store_is_seen(tmp_path: Path) -> None:
+    store, other = (Store(f"memory://{tmp_path.name}") for _ in range(2))
+    store.fs = Remembering()
+    (tmp_path / "a").write_bytes(b"0123456789")
+    store.put(tmp_path / "a", "x/one/video.mp4")
+    assert store.names() == ["x"]
+    other.put(tmp_path / "a", "y/two/video.mp4")
+    assert sorted(store.names()) == ["x", "y"]
+    other.put(tmp_path / "a", "z/three/video.mp4")
+    store.remove("z")
+    assert sorted(other.names()) == ["x", "y"]
+
+
+def test_a_server_whose_files_lie_elsewhere(tmp_path: Path) -> None:
+    with serving(tmp_path, store_url=f"memory://{tmp_path.name}") as server:
+        made = server.finished()
+        whole = server.client.get(f"/v1/videos/{made['id']}/content")
+        assert whole.content[4:8] == b"ftyp"
+        part = server.client.get(f"/v1/videos/{made['id']}/content", headers={"range": "bytes=4-7"})
+        assert (part.status_code, part.content) == (206, b"ftyp")
+        again = server.client.post(f"/v1/videos/{made['id']}/remix", json={"prompt": "a blue ball"}).json()
+        assert server.wait(again["id"])["status"] == "completed"
+        sent = {"prompt": (None, "on"), "seconds": (None, "1"), "video": whole.content}
+        longer = server.client.post("/v1/videos/extensions", files=sent).json()
+        assert server.wait(longer["id"])["status"] == "completed"
+        for name in (made["id"], again["id"], longer["id"]):
+            assert server.client.delete(f"/v1/videos/{name}").status_code == 200
+        assert server.store.names() == []
+        assert not (tmp_path / "data" / "store").exists()
 
 
 def test_metrics_and_health_tell_what_there_is(server: Served) -> None:

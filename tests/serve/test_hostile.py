@@ -185,6 +185,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(guarded: Served) -> None:
     head = (f"POST /v1/videos HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
             "content-type: application/json\r\ncontent-length: 100\r\n\r\n{").encode()  # fmt: skip
     with socket.create_connection((host, int(port))) as wire:
+        wire.settimeout(60)
         wire.sendall(head)
         said = b""
         while b"\r\n\r\n" not in said or not said.endswith(b"}}"):

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import text
 
 from tests.serve.postgres import postgres, programs
-from tests.serve.served import serving
-from worldline.serve.jobs import MAX_ATTEMPTS, Job, Jobs, new_id
+from tests.serve.served import LIMIT, serving, until
+from worldline.serve.jobs import MAX_ATTEMPTS, Job, Jobs, Once, Reused, new_id
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def jobs(url: str) -> Iterator[Jobs]:
     table = Jobs(url)
-    for name in ("jobs", "engines", "characters"):
+    for name in ("jobs", "engines", "characters", "keys"):
         run(table, f"DELETE FROM {name}")
     yield table
     table.engine.dispose()
@@ -58,6 +58,28 @@ def add(jobs: Jobs, **more: Any) -> str:
     one = job(**more)
     assert jobs.add(one, 10_000)
     return one.id
+
+
+def test_many_that_ask_at_once_with_one_key_get_one_job(jobs: Jobs) -> None:
+    gate, given = threading.Barrier(8), []
+
+    def ask() -> None:
+        gate.wait(30)
+        given.append(jobs.add(job(), 10_000, Once("key", "digest")))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(given) == 8
+    assert len(set(given)) == 1
+    assert sum(jobs.counts().values()) == 1
+    with pytest.raises(Reused):
+        jobs.add(job(), 10_000, Once("key", "other"))
+    run(jobs, "UPDATE keys SET created_at = created_at - 90000")
+    jobs.expire()
+    assert jobs.add(job(), 10_000, Once("key", "other"))
 
 
 def died(jobs: Jobs) -> None:
@@ -122,7 +144,7 @@ def test_many_engines_take_every_job_once(jobs: Jobs, url: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(LIMIT)
     assert Counter(taken) == Counter(made)
 
 
@@ -191,16 +213,14 @@ def test_two_workers_of_one_database_share_its_jobs(server_url: str, tmp_path: P
         command = [sys.executable, "-m", "tests.serve.fake", str(tmp_path / "data"), server_url, "4", "0.05"]
         workers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
         try:
-            while len(server.jobs.engines()) < 2:
-                time.sleep(0.05)
+            until(lambda: len(server.jobs.engines()) == 2)
             names = [server.create(seed=seed)["id"] for seed in range(12)]
-            while not server.jobs.counts().get("in_progress"):
-                time.sleep(0.01)
+            until(lambda: server.jobs.counts().get("in_progress"))
             workers[0].kill()
-            workers[0].wait()
+            workers[0].wait(LIMIT)
             workers[0] = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # puts back what it held under its name
             assert {server.wait(name)["status"] for name in names} == {"completed"}
         finally:
             for worker in workers:
                 worker.terminate()
-                worker.wait()
+                worker.wait(LIMIT)

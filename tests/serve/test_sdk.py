@@ -41,7 +41,7 @@ def asked(version: str, tmp_path: Path) -> dict[str, Any]:
         words = [server.url, "a-key-of-the-test", str(picture), str(clip)]
         script = str(Path(__file__).with_name("sdk_client.py"))
         env = {**os.environ, "PYTHONPATH": path}
-        done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, env=env)
+        done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

@@ -32,9 +32,9 @@ def quiet(line):
 
 def test_batches_are_pure_and_cost_the_same(tmp_path):
     clips = cache_clips(PLAN.clips, tmp_path, quiet)
-    batches = [task.make_batch(PLAN, clips, None, step) for step in range(12)]
+    batches = [task.make_batch(PLAN, clips, None, step).data for step in range(12)]
     for step, batch in enumerate(batches):
-        again = task.make_batch(PLAN, clips, None, step)
+        again = task.make_batch(PLAN, clips, None, step).data
         assert torch.equal(batch.pixels, again.pixels)
         assert batch.noise.initial_seed() == again.noise.initial_seed()
         assert batch.pixels.abs().max() <= 1
@@ -64,7 +64,7 @@ def test_real_clips_join_the_batch_and_the_last_stay_unseen(tmp_path):
     clips = cache_clips(plan.clips, tmp_path / "clips", quiet)
     seen = set()
     for step in range(40):
-        rows = task.make_batch(plan, clips, real, step).pixels[2:]
+        rows = task.make_batch(plan, clips, real, step).data.pixels[2:]
         assert rows.shape == (2, 3, 9, 32, 32)
         seen |= {round(float(row.mean() + 1) * 127.5) for row in rows}
     assert max(seen) <= 37  # 38 and 39 are the last 5 %

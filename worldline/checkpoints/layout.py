@@ -475,6 +475,14 @@ def traits(folder: Path) -> Traits:
     return Traits(Grid(temporal, spatial, tuple(patch)), bool(dit.get("actions")), pictures)
 
 
+def name_of(folder: Path) -> str:
+    """What a model is called: as its folder, or as on the hub, in whose cache it lies under the name of a commit."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
 def model_hash(path: str | Path | None = None) -> str:
     """sha256 (hex) over every config and weight file of the folder: the identity that provenance records."""
     folder = resolve(path)

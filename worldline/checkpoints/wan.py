@@ -96,6 +96,7 @@ def config_of(values: Mapping[str, Any], place: str = "transformer") -> DiTConfi
         text_mlp=True,
         final_table=True,
         scales_add_one=True,
+        wide_sum=True,
         time_features=full["freq_dim"],
         image_width=full["image_dim"] or 0,
         image_positions=full["pos_embed_seq_len"] or 0,

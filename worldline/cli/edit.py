@@ -36,13 +36,13 @@ def add_edits(verbs: Verbs) -> None:
     parser.add_argument("--seconds", type=number("--seconds"), default=0.5, help="seconds added")
 
     parser = _verb(verbs, "interpolate", "a video from one picture to another", _interpolate)
-    parser.add_argument("first", metavar="A", help="the first frame")
+    parser.add_argument("image", metavar="A", help="the first frame")
     parser.add_argument("last", metavar="B", help="the last frame")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what happens between them")
     _add_shape(parser)
 
     parser = _verb(verbs, "blend", "one clip turns into another", _blend)
-    parser.add_argument("first", metavar="A", help="the clip that begins")
+    parser.add_argument("video", metavar="A", help="the clip that begins")
     parser.add_argument("second", metavar="B", help="the clip that ends")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default=None, help=PROMPT)
     parser.add_argument("--seconds", type=number("--seconds"), default=0.5, help="how long the transition is")
@@ -116,7 +116,7 @@ def _verb(
 
         from worldline.generate.pipeline import Deferred
 
-        pipeline = Deferred(folder, layout.defaults(folder), most)
+        pipeline = Deferred(folder, layout.defaults(folder), most, args.compile)
         with progress(name) as update:
             args.progress = update
             result = make(args, pipeline)
@@ -215,14 +215,14 @@ def _loop(args: argparse.Namespace, pipeline: Any) -> Any:
 def _interpolate(args: argparse.Namespace, pipeline: Any) -> Any:
     from worldline.generate import edit
 
-    first, last = read_picture(args.first, "A"), read_picture(args.last, "B")
+    first, last = read_picture(args.image, "A"), read_picture(args.last, "B")
     return edit.interpolate(pipeline, first, last, args.prompt, **_settings(args, shape=True))
 
 
 def _blend(args: argparse.Namespace, pipeline: Any) -> Any:
     from worldline.generate import edit
 
-    a, settings = _clip(args.first, "A"), _settings(args)
+    a, settings = _clip(args.video, "A"), _settings(args)
     b = _clip(args.second, "B", a.fps)
     return edit.blend(pipeline, a, b, _prompt(args, a), args.seconds, args.strength, **settings)
 
@@ -308,4 +308,5 @@ def _storyboard(args: argparse.Namespace, pipeline: Any) -> Any:
 
     with named("BOARD"):
         board = read_board(args.board)
+    args.cards = board.files
     return storyboard(pipeline, board, **_settings(args))

@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worldline.cli.parser import Parser, Verbs, add_verb, emit, named, note, number, progress
+from worldline.cli.parser import Parser, Verbs, add_sign_with, add_verb, emit, named, note, number, progress
+
+# What the arguments that name files are to what is made of them.
+ROLES: dict[str, Any] = {"video": "opened", "second": "placed", "image": "input", "last": "input", "mask": "input"}
 
 
 def add_generate(verbs: Verbs) -> None:
@@ -34,6 +37,7 @@ def add_output(parser: Parser, default: str) -> None:
     add("-o", "--output", default=default, help="file to write: .mp4, .gif, .webp, or .png for one frame")
     add("--sheet", nargs="?", const="", default=None, help="also write a contact sheet, by default beside the video")
     add("--overwrite", action="store_true", help="replace files that exist")
+    add_sign_with(parser)
 
 
 def add_settings(parser: Parser) -> None:
@@ -53,12 +57,16 @@ def add_settings(parser: Parser) -> None:
     words = "moves the times towards noise, 1 not at all; as the model was published unless given"
     add("--shift", type=number("--shift", example="5"), default=None, help=words)
     add("--sampler", default=None, help="euler, heun, dpmpp_2m or unipc")
+    words = "approximate: a step reuses what most blocks added as long as the first block's share has changed by less"
+    add("--reuse", type=number("--reuse", example="0.1"), default=None, metavar="SHARE", help=f"{words}, e.g. 0.1")
     add("--negative-prompt", default=None, help="what the video shall not show; the model's own words unless given")
     words = 'ends what the model reads, as it was taught; {fps} stands for the rate; "" adds nothing'
     add("--prompt-suffix", default=None, help=words)
     words = "what is longer than the model's window: auto, whole, sliding, long-range or hierarchy"
     add("--long", default="auto", metavar="PLAN", help=words)
     add("--model", default=None, help="model folder or hub id; the shipped model unless given")
+    words = "compile the transformer first (torch.compile): up to a minute, which pays for long sampling in bfloat16"
+    add("--compile", action="store_true", help=words)
     add_max_memory(parser)
 
 
@@ -80,7 +88,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     from worldline.generate.request import how_of, read_interval
 
     scales = ("guidance_scale", "guidance_scale_2", "guidance_scale_image", "guidance_rescale", "guidance_oscillation")
-    names = ("seed", "steps", "sampler", "shift", *scales, "negative_prompt", "prompt_suffix", "long")
+    names = ("seed", "steps", "sampler", "reuse", "shift", *scales, "negative_prompt", "prompt_suffix", "long")
     settings = {name: getattr(args, name) for name in names}
     how_of(args.long, 1, {})  # an unknown plan is told at once
     interval = None if args.guidance_interval is None else read_interval(args.guidance_interval)
@@ -148,7 +156,7 @@ def run_generate(args: argparse.Namespace) -> None:
         plan = {**request.as_dict(), "tokens": request.tokens.count, "long": how, "model": str(folder)}
         plan |= {"output": [str(file) for file in numbered(out, request.num_videos)], "autoencoder": str(cut)}
         return emit(args, plan, "\n".join(f"{key:16} {value}" for key, value in plan.items()))
-    pipeline = load(folder, max_memory=most)
+    pipeline = load(folder, max_memory=most, compiled=args.compile)
     for line in pipeline.hints(request):
         note(line)
     pipeline.plan_for(latent.frames, args.long)  # pieces are refused where the model reads clips as wholes
@@ -172,10 +180,12 @@ def _write_long(args: argparse.Namespace, pipeline: Any, request: Any, image: An
         kept = "; goes on where it stopped" if unfinished(file).exists() else ""
         note(f"watch it grow in {growing(file)}; after an interruption the same command goes on{kept}")
         one = replace(request, seed=request.seed + i, num_videos=1)
-        write_long(pipeline, one, file, image, args.long, update, args.overwrite)
+        write_long(pipeline, one, file, image, args.long, update, args.overwrite, parents_of(args))
     if sheet is not None:
-        write_image(sheet, contact_sheet([read_video(file).frames for file in files], [request.prompt] * len(files)))
+        shown = contact_sheet([read_video(file).frames for file in files], [request.prompt] * len(files))
+        write_image(sheet, shown, pipeline.record(request))
     data = {**pipeline.record(request), "output": [str(file) for file in files], "sheet": sheet and str(sheet)}
+    _note_approximations(data)
     shape = f"{request.width}x{request.height}, {request.frames} frames at {float(request.fps):g} fps"
     lines = [f"{file}  ({shape}, seed {request.seed + i})" for i, file in enumerate(files)]
     emit(
@@ -186,19 +196,37 @@ def _write_long(args: argparse.Namespace, pipeline: Any, request: Any, image: An
 def save(args: argparse.Namespace, result: Any, out: Path, started: float | None = None) -> None:
     """Write a result and its sheet, and say where they are."""
     sheet = _sheet_path(args, out)
-    files = result.save(out, overwrite=args.overwrite)
+    files = result.save(out, args.overwrite, parents_of(args))
     if sheet is not None:
         result.save_sheet(sheet)
     data = {**result.metadata, "output": [str(file) for file in files], "sheet": sheet and str(sheet)}
     data |= {"timings": result.timings}
     if started is not None:
         data["seconds"] = round(time.perf_counter() - started, 3)
-    if data.get("known") == "replacement":
-        note("the model was not trained with masks: what is known was held by replacement, and joins may show")
+    _note_approximations(data)
     frames, height, width = result.frames.shape[:3]
     shape = f"{width}x{height}, {frames} frames at {float(result.fps):g} fps"
     lines = [f"{file}  ({shape}, seed {result.record(i)['seed']})" for i, file in enumerate(files)]
     emit(args, data, "\n".join(lines + ([f"{sheet}  (contact sheet)"] if sheet else [])))
+
+
+def _note_approximations(data: dict[str, Any]) -> None:
+    """Say in what the result is not what the model would exactly have made."""
+    if data.get("known") == "replacement":
+        note("the model was not trained with masks: what is known was held by replacement, and joins may show")
+    if "reused" in data:
+        made = data["reused"]
+        line = f"{made['borrowed']} of the model's {made['asked']} answers borrow from the step before"
+        off = f"; where none did, borrowing would have been {made['error']:.1%} off" if "error" in made else ""
+        note(line + off)
+
+
+def parents_of(args: argparse.Namespace) -> list[Any]:
+    """The files that a command line names to make others from."""
+    from worldline.media.provenance import Parent
+
+    named = [Parent(Path(getattr(args, name)), role) for name, role in ROLES.items() if getattr(args, name, None)]
+    return [*named, *(Parent(file, "input") for file in getattr(args, "cards", ()))]  # of a storyboard
 
 
 def _sheet_path(args: argparse.Namespace, out: Path) -> Path | None:

@@ -35,8 +35,8 @@ def add_train(verbs: Verbs) -> None:
     add("--context", type=number("--context", True, "2"), default=1, help="ranks that hold one sample")
 
 
-def run_train(args: argparse.Namespace) -> None:
-    """Read the recipe, apply --set, and run."""
+def run_train(args: argparse.Namespace) -> int | None:
+    """Read the recipe, apply --set, and run; under torchrun with the other processes, of which the first speaks."""
     plans = staged(recipe(args.recipe, args.what), args.stage)
 
     from worldline.train.plan import plan_overrides
@@ -44,25 +44,35 @@ def run_train(args: argparse.Namespace) -> None:
     plans = [plan_overrides(plan, args.set) for plan in plans]
     trainer = importlib.import_module(f"worldline.train.{args.what}")
     if args.dry_run:
-        return _dry_run(args, trainer, plans)
+        _dry_run(args, trainer, plans)
+        return None
+    from worldline.errors import EXIT_RESUMABLE
     from worldline.generate.preview import reconstruction_sheet, sample_sheet
+    from worldline.parallel.mesh import join, leave
     from worldline.train.report import write_report
 
+    crew = join(plans[0].parallel, plans[0].device)
     previews: dict[str, dict[str, Any]] = {
         "vae": {"sample": reconstruction_sheet},
         "dit": {"sample": sample_sheet, "score": _score},
         "captioner": {},
     }
+
+    def say(line: str) -> None:
+        if crew.first:
+            print(line, file=sys.stderr)
+
     for plan, out in in_folders(plans, args.recipe, args.out):
-        outcome = trainer.train(
-            plan, out, args.resume, previews[args.what], say=lambda line: print(line, file=sys.stderr)
-        )
-        report = write_report(out, plan, "finished" if outcome.finished else "stopped")
+        outcome = trainer.train(plan, out, args.resume, previews[args.what], say=say)
+        report = write_report(out, plan, "finished" if outcome.finished else "stopped") if crew.first else None
         if not outcome.finished:
             break
+    leave()
     data = {"out": str(out), "step": outcome.step, "finished": outcome.finished, "report": str(report)}
     state = "finished" if outcome.finished else "stopped, continue with --resume"
-    emit(args, data, f"{out}: {state} at step {outcome.step}; {report}")
+    if crew.first:
+        emit(args, data, f"{out}: {state} at step {outcome.step}; {report}")
+    return EXIT_RESUMABLE if outcome.told else None
 
 
 def in_folders(plans: Sequence[Any], name: str, out: str | None) -> Iterator[tuple[Any, Path]]:

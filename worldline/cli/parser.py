@@ -6,12 +6,14 @@ import argparse
 import difflib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from worldline.errors import UserError
+from worldline.media.identity import SIGN_WITH, UNSIGNED
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +41,18 @@ def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int | 
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
+
+
+def add_sign_with(parser: Parser) -> None:
+    """Who signs what is written, here and in processes that are started from here."""
+
+    class Set(argparse.Action):
+        def __call__(self, parser: Any, args: Any, value: Any, option: str | None = None) -> None:
+            os.environ[SIGN_WITH] = str(value)
+
+    words = f"PEM file of the key and certificates that sign files, or {UNSIGNED}; also from {SIGN_WITH}; else "
+    words += "a development certificate, made on first use"
+    parser.add_argument("--sign-with", action=Set, metavar="PEM", default=argparse.SUPPRESS, help=words)
 
 
 def number(flag: str, whole: bool = False, example: str = "1") -> Callable[[str], Any]:

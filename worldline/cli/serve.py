@@ -7,8 +7,9 @@ import os
 import sys
 from typing import Any
 
-from worldline.cli.parser import Parser, Verbs, add_verb, emit, number
+from worldline.cli.parser import Parser, Verbs, add_sign_with, add_verb, emit, number
 from worldline.errors import UserError
+from worldline.media.identity import SIGN_WITH
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HOURS = "hours that finished files are kept; 0 for good"
@@ -71,6 +72,7 @@ def _add_place(parser: Parser) -> None:
     )
     add("--keep", type=number("--keep", example="24"), default=24.0, metavar="HOURS", help=HOURS)
     add("--moderation", default=None, metavar="MODULE:NAME", help="what judges prompts and frames, see docs/serving.md")
+    add_sign_with(parser)
 
 
 def run_serve(args: argparse.Namespace) -> None:
@@ -90,6 +92,10 @@ def run_serve(args: argparse.Namespace) -> None:
             f"--host {args.host}: without API keys anyone could use it; set WORLDLINE_API_KEYS or --api-keys, "
             "or insist with --insecure"
         )
+    if os.environ.get(SIGN_WITH):  # engines that cannot sign would end as soon as they start
+        from worldline.media.credentials import check_signer
+
+        check_signer()
     from worldline.serve.api import create_app
     from worldline.serve.guard import log_to_stderr
     from worldline.serve.keeper import Engines
@@ -108,16 +114,18 @@ def run_serve(args: argparse.Namespace) -> None:
 
 def run_worker(args: argparse.Namespace) -> None:
     """One engine until a signal comes."""
+    os.nice(10)  # those who ask come first, also while it loads
     _extra("sqlalchemy")
+    from worldline.media.credentials import check_signer
     from worldline.serve.guard import log_to_stderr
     from worldline.serve.settings import Limits
 
     settings, model = _opened(args, Limits())
+    check_signer()
     log_to_stderr()
     from worldline.serve.engine import run
     from worldline.serve.work import Painter
 
-    os.nice(10)  # those who ask come first
     keep = args.keep * 3600 or None
     run(settings, model, Painter(model.folder, settings.limits.upload_bytes), args.batch, keep, args.parent)
 

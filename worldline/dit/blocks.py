@@ -76,6 +76,13 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
+class Heard(NamedTuple):
+    """What one block attends to: text, and a picture where there is one."""
+
+    text: KeysValues
+    image: KeysValues | None
+
+
 @dataclass(frozen=True)
 class Reading:
     """What every block has read of text, and of a picture, for all samples: it does not change from step to step.
@@ -88,6 +95,10 @@ class Reading:
     counts: Tensor | None = None
     image_segments: Segments | None = None
     image: tuple[KeysValues, ...] = ()
+
+    def of(self, block: int) -> Heard:
+        """What the block of that number has read."""
+        return Heard(self.text[block], self.image[block] if self.image else None)
 
 
 class CrossAttention(nn.Module):
@@ -113,13 +124,14 @@ class CrossAttention(nn.Module):
         k, v = kv(states).view(len(states), 2 * self.heads, self.head_dim).chunk(2, dim=1)
         return KeysValues(self._normalised(k) * gain, v)
 
-    def forward(self, x: Tensor, reading: Reading, block: int, segments: Segments) -> Tensor:
-        """x (N, width) -> (N, width); `reading` of all blocks, of which this one is number `block`."""
+    def forward(self, x: Tensor, told: Heard, context: Context) -> Tensor:
+        """x (N, width) -> (N, width); `told` is what this block has read."""
+        segments, reading = context.segments, context.reading
         q = self._normalised(self.q(x).view(len(x), self.heads, self.head_dim))
         q = q * (self.gain[0] * self.head_dim**-0.5)  # the gain carries the scale of the scores
-        mixed = attention(q, *reading.text[block], segments, reading.segments, scale=1.0, counts=reading.counts)
-        if reading.image_segments is not None:
-            mixed = mixed + attention(q, *reading.image[block], segments, reading.image_segments, scale=1.0)
+        mixed = attention(q, *told.text, segments, reading.segments, scale=1.0, counts=reading.counts)
+        if reading.image_segments is not None and told.image is not None:
+            mixed = mixed + attention(q, *told.image, segments, reading.image_segments, scale=1.0)
         return self.out(mixed.flatten(1))  # type: ignore[no-any-return]
 
     def _normalised(self, x: Tensor) -> Tensor:
@@ -134,21 +146,32 @@ class Block(nn.Module):
         super().__init__()
         self.norm = NORMS[config.norm]
         self.attention = SelfAttention(config)
-        self.cross_norm = nn.LayerNorm(config.width, eps=1e-6) if config.cross_gain else None
+        self.cross_norm = WideLayerNorm(config.width, eps=1e-6) if config.cross_gain else None
         self.cross = CrossAttention(config)
         self.mlp = MLP(config.width, round(config.width * config.mlp_ratio), config.mlp_gelu, config.bias)
         self.table = nn.Parameter(torch.empty(6, 1, config.width))
 
-    def forward(self, x: Tensor, number: int, modulation: Tensor, view: View, context: Context) -> Tensor:
-        """x (N, width), modulation (U, 6 * width) shared by all blocks, of which this is `number` -> (N, width)."""
+    def forward(self, x: Tensor, told: Heard, modulation: Tensor, view: View, context: Context) -> Tensor:
+        """x (N, width), modulation (U, 6 * width) shared by all blocks, what this one is `told` -> (N, width).
+
+        Attention and MLP run in the type of their weights; x, shifts, scales and gates may be wider.
+        """
+        dtype = self.table.dtype
         rows = context.rows.gather(modulation + self.table.flatten())  # (runs, 1, 6 * width)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.chunk(6, dim=-1)
         h = modulate(self.norm(x), shift1, scale1)  # (N, width)
-        x = add_gated(x, gate1, self.attention(h, context.rope, view))
+        x = add_gated(x, gate1, self.attention(h.to(dtype), context.rope, view))
         asking = self.norm(x) if self.cross_norm is None else self.cross_norm(x)
-        x = x + self.cross(asking, context.reading, number, context.segments)
+        x = x + self.cross(asking.to(dtype), told, context)
         h = modulate(self.norm(x), shift2, scale2)
-        return add_gated(x, gate2, self.mlp(h))
+        return add_gated(x, gate2, self.mlp(h.to(dtype)))
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """Layer norm of values that may be wider than its gains and biases."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 NORMS = {"rms": rms_normalise, "layer": layer_normalise}

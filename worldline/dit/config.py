@@ -103,6 +103,8 @@ class DiTConfig(TransformerConfig):
         final_table: whether the last modulation is a learned table plus the time; else a matrix of the time.
         scales_add_one: whether the blocks' tables hold scales without the one that is added to them (Wan); else ours
             begin at one.
+        wide_sum: whether what the blocks add to, and their shifts, scales and gates, stay in float32 beside
+            half-precision weights (Wan).
         time_features: sinusoids of the timestep.
         gate_init: opening of the residual gates before training.
         factorised: attention in turn inside a frame and, causally, over the frames at one place; else all to all.
@@ -122,6 +124,7 @@ class DiTConfig(TransformerConfig):
     text_mlp: bool = False
     final_table: bool = False
     scales_add_one: bool = False
+    wide_sum: bool = False
     time_features: int = 256
     gate_init: float = 0.3
     factorised: bool = False

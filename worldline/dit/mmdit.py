@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldline.dit.config import TransformerConfig
+from worldline.dit.reuse import Reuse
 from worldline.dit.told import Told
 from worldline.nn.attention import Segments, attention
 from worldline.nn.layers import (
@@ -187,6 +188,7 @@ class MMDiT(nn.Module):
         known: Tensor | None = None,
         mask: Tensor | None = None,
         guidance: Tensor | None = None,
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """Predict the velocity eps - x0 of every token.
 
@@ -199,6 +201,7 @@ class MMDiT(nn.Module):
             known: (N, D) known tokens, zero where unknown; None means nothing is known. Not read without `masks`.
             mask: (N, P), 1 = known; None means nothing is known.
             guidance: (B,) scales in [0, 1] of a model that takes them, as it was trained.
+            reuse: what earlier steps leave, where an approximation will do.
 
         Returns:
             (N, D) in the type of the weights.
@@ -214,14 +217,27 @@ class MMDiT(nn.Module):
         rope = rope_tables(places, self.config.rope_axes, self.config.rope_theta, dtype)
         samples = {"text": joint.text_sample, "tokens": joint.token_sample}
         rows = {name: RowIndex(index, len(state), dtype) for name, index in samples.items()}
-        for block in self.double_blocks:
-            words, x = block(words, x, state, rows, rope, joint)
         whole = RowIndex(joint.mixed(joint.text_sample, joint.token_sample), len(state), dtype)
-        both = joint.mixed(words, x)
-        for block in self.single_blocks:
-            both = block(both, state, whole, rope, joint)
-        shift, scale = rows["tokens"].gather(self.final(F.silu(state))).chunk(2, dim=-1)
-        return self.head(_modulated(joint.parted(both)[1], shift, scale))  # type: ignore[no-any-return]
+
+        def double(words: Tensor, x: Tensor, blocks: nn.ModuleList) -> tuple[Tensor, Tensor]:
+            for block in blocks:
+                words, x = block(words, x, state, rows, rope, joint)
+            return words, x
+
+        def single(words: Tensor, x: Tensor) -> Tensor:
+            both = joint.mixed(words, x)
+            for block in self.single_blocks:
+                both = block(both, state, whole, rope, joint)
+            return joint.parted(both)[1]
+
+        def answer(x: Tensor) -> Tensor:
+            shift, scale = rows["tokens"].gather(self.final(F.silu(state))).chunk(2, dim=-1)
+            return self.head(_modulated(x, shift, scale))  # type: ignore[no-any-return]
+
+        told, left = double(words, x, self.double_blocks[:1])
+        if reuse is None:
+            return answer(single(*double(told, left, self.double_blocks[1:])))
+        return reuse(x, left, lambda left: single(*double(told, left, self.double_blocks[1:])), answer)
 
     def read(self, told: Told) -> Heard:
         """What the blocks begin with of prompts: it holds for all steps of a sampler."""
@@ -229,6 +245,10 @@ class MMDiT(nn.Module):
             raise ValueError("vector: this model needs pooled states of the prompts")
         dtype = self.embed.weight.dtype
         return Heard(self.text(told.text.to(dtype)), told.cu_text, self.vector(told.vector.to(dtype)))
+
+    def stack(self) -> list[nn.Module]:
+        """The blocks, in order."""
+        return [*self.double_blocks, *self.single_blocks]
 
     def flops(self, tokens: int, text: int) -> int:
         """Floating-point operations of the matmuls and attention of one forward pass over one sample.

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from worldline.dit.blocks import NORMS, Actions, Block, Context, Picture, Reading, View, factorised_views
 from worldline.dit.config import BASE, PRESETS, SMALL, TINY, XL, XXL, DiTConfig
+from worldline.dit.reuse import Reuse
 from worldline.dit.told import Told
-from worldline.nn.attention import Segments
-from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise
+from worldline.nn.attention import Segments, as_segments
+from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise, wide_linear
 from worldline.nn.rope import rope_tables, sincos
 
 __all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "XXL", "DiT", "DiTConfig", "Reading", "Told"]
@@ -89,6 +90,7 @@ class DiT(nn.Module):
         mask: Tensor | None = None,
         trace: list[Tensor] | None = None,
         actions: Tensor | None = None,
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """Predict the velocity eps - x0 of every token.
 
@@ -102,6 +104,7 @@ class DiT(nn.Module):
             mask: (N, M*P), 1 = known, M the config's `mask_values`; None means nothing is known.
             trace: receives the states (N, width) after every block.
             actions: (N, A + 1) as `Actions` reads them; None means none are given.
+            reuse: what earlier steps leave, where an approximation will do.
 
         Returns:
             (N, D) in the type of the weights.
@@ -112,24 +115,35 @@ class DiT(nn.Module):
             x = x + self.actions(actions.to(x.dtype))
         dtype = x.dtype
         unique, index = torch.unique(timestep, return_inverse=True)  # (U,), (N,)
+        # The type of what blocks add to, and of their shifts, scales and gates.
+        wide = torch.promote_types(dtype, torch.float32) if self.config.wide_sum else dtype
         context = Context(
-            rows=RowIndex(index, len(unique), dtype),
+            rows=RowIndex(index, len(unique), wide),
             rope=rope_tables(places * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
-            segments=Segments(cu_seqlens),
+            segments=as_segments(cu_seqlens),
             reading=text if isinstance(text, Reading) else self.read(text),
         )
-        time = self.time(unique)  # (U, width)
-        modulation = self.modulation(F.silu(time))  # (U, 6 * width)
+        time = self.time(unique, wide)  # (U, width)
+        x, modulation = x.to(wide), wide_linear(F.silu(time), self.modulation)  # (N, width), (U, 6 * width)
         if self.config.scales_add_one:
             modulation.unflatten(1, (6, -1))[:, 1::3] += 1  # for all blocks at once
         views = factorised_views(coords, cu_seqlens) if self.config.factorised else (View(context.segments),)
-        for i, block in enumerate(self.blocks):
-            x = block(x, i, modulation, views[i % len(views)], context)
-            if trace is not None:
-                trace.append(x)
-        shift, scale = context.rows.gather(self._last(time)).chunk(2, dim=-1)  # (runs, 1, width)
-        x = modulate(self.norm(x), shift, scale + 1)
-        return self.head(x)  # type: ignore[no-any-return]
+
+        def through(x: Tensor, first: int, stop: int) -> Tensor:
+            for i in range(first, stop):
+                x = self.blocks[i](x, context.reading.of(i), modulation, views[i % len(views)], context)
+                if trace is not None:
+                    trace.append(x)
+            return x
+
+        def answer(x: Tensor) -> Tensor:
+            shift, scale = context.rows.gather(self._last(time)).chunk(2, dim=-1)  # (runs, 1, width)
+            return self.head(modulate(self.norm(x), shift, scale + 1).to(dtype))  # type: ignore[no-any-return]
+
+        depth = len(self.blocks)
+        if reuse is None:
+            return answer(through(x, 0, depth))
+        return reuse(x, through(x, 0, 1), lambda left: through(left, 1, depth), answer)
 
     def read(self, told: Told) -> Reading:
         """What every block reads of prompts, and of pictures: it holds for all steps of a sampler."""
@@ -177,6 +191,10 @@ class DiT(nn.Module):
                 one_hot.scatter_(1, index, 1.0)
             first += len(table)
         return torch.addmm(x, one_hot, tables)
+
+    def stack(self) -> list[nn.Module]:
+        """The blocks, in order."""
+        return list(self.blocks)
 
     def flops(self, tokens: int, text: int) -> int:
         """Floating-point operations of the matmuls and attention of one forward pass over one sample.

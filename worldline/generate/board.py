@@ -37,6 +37,7 @@ class Board:
     seconds: float
     size: tuple[int, int] | None = None  # width, height
     fps: float | str | None = None
+    files: tuple[Path, ...] = ()  # the pictures that cards were read from
 
     def __post_init__(self) -> None:
         _check_order(self.cards, self.seconds)
@@ -73,7 +74,8 @@ def read_board(path: str | Path) -> Board:
     read = [_card(card, number, file.parent) for number, card in enumerate(cards, 1)]
     seconds = _number(board.get("seconds", read[-1].at + 1), "seconds")
     size = read_size(str(board["size"])) if "size" in board else None
-    return Board(tuple(read), seconds, size, board.get("fps"))
+    files = tuple(file.parent / str(card["image"]) for card in cards if card.get("image"))
+    return Board(tuple(read), seconds, size, board.get("fps"), files)
 
 
 def _card(held: Any, number: int, folder: Path) -> Card:

@@ -262,6 +262,7 @@ class Job:
         request = self.request
         record = {k: v for k, v in request.as_dict().items() if k not in ("prompt", "seed", "frames", "num_videos")}
         record |= {"verb": self.verb, **self.about, **about, "frames": len(frames), "known": self.pipeline.holding}
+        record["model"] = self.pipeline.name
         about = provenance(request.prompt, request.seed, self.pipeline.model_hash, **record)
         return Result([frames], self.fps, about, dict(self.pipeline.timings))
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,11 +33,12 @@ from worldline.dit.conditions import Conditions, driven, frames_to_tokens, none,
 from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT
 from worldline.dit.patchify import Packed, Patch, grid, pack, patchify, unpack
+from worldline.dit.reuse import Reuse
 from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate.canvas import Canvas, fitted, joined, runs, timeline
 from worldline.generate.long import Step, paint, plan, seed_of
-from worldline.generate.plan import MAX_PACKED, Setting, fitting_cut, setting, standard_cut
+from worldline.generate.plan import MAX_PACKED, Setting, fitting_cut, setting, spare, standard_cut
 from worldline.generate.request import (
     MAX_VIDEOS,
     Request,
@@ -81,6 +85,7 @@ class Drawing:
     shift: float | None = None
     prompt_suffix: str = ""
     sampler: str = "euler"
+    reuse: float = 0.0
     strength: float = 1.0
 
     def copies(self, known: bool) -> int:
@@ -131,10 +136,25 @@ class Pipeline:
         self.defaults = Request("", **known_defaults(parts.defaults), grid=self.grid)
         self.window = window_of(parts.defaults, self.grid)
         self.timings: dict[str, float] = {}
+        self.reuses: list[Reuse] = []  # since `prepare`
         self.glimpses = False  # whether `glimpse` is asked for
         self._expected: Callable[[], list[Tensor]] | None = None
         self._before = 0  # videos that were drawn in sequences before the one in work
         self._cuts: dict[tuple[int, int], Cut] = {}
+        self._both = False  # whether there is room for two experts
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> Pipeline:
+        """Compiles the transformers' blocks by `torch.compile` when they first run; those of a kind share programs.
+
+        It takes up to a minute for every new shape, and gives the same numbers but for rounding. Raises UserError where
+        the device needs a compiler of C++ that is not there.
+        """
+        if backend == "inductor":
+            check_compiler(self.device)
+        for dit in (self.dit, self.low):
+            for block in [] if dit is None else dit.stack():
+                block.compile(backend=backend)
+        return self
 
     def save_pretrained(
         self,
@@ -168,6 +188,7 @@ class Pipeline:
         guidance_oscillation: bool | None = None,
         shift: float | None = None,
         sampler: str | None = None,
+        reuse: float | None = None,
         negative_prompt: str | None = None,
         prompt_suffix: str | None = None,
         seed: int = 0,
@@ -180,7 +201,7 @@ class Pipeline:
 
         `image`: uint8 (H, W, 3), kept as the first frame. `long`: see `paint`. `frames=1` makes a picture.
         `guidance_scale_2`: of the low-noise expert, for a model that has one; `guidance_scale_image`: of what is known,
-        for a model that is guided by it. `guidance_oscillation`, `shift`, `prompt_suffix`: see `Request`.
+        for a model that is guided by it. `guidance_oscillation`, `shift`, `prompt_suffix`, `reuse`: see `Request`.
         `progress(done, total)` is called after every step. Raises UserError for any value that cannot be.
         """
         given: dict[str, Any] = {"width": width, "height": height, "steps": steps, "sampler": sampler, "fps": fps}
@@ -188,7 +209,7 @@ class Pipeline:
         given |= {"guidance_scale_image": guidance_scale_image, "guidance_rescale": guidance_rescale}
         given |= {"guidance_oscillation": guidance_oscillation, "prompt_suffix": prompt_suffix}
         given |= {"guidance_interval": guidance_interval, "negative_prompt": negative_prompt, "seed": seed}
-        given |= {"shift": shift}
+        given |= {"shift": shift, "reuse": reuse}
         check_prompt(prompt)
         request = self.request(prompt, seconds=seconds, frames=frames, num_videos=num_videos, **given)
         return self.run(request, image, progress, long)
@@ -220,10 +241,19 @@ class Pipeline:
         `reads`: known pixels are encoded; `streamed`: frames are given away as they are finished. Raises UserError with
         the nearest size or length that fits where it does not fit into memory.
         """
+        self.reuses = []
         about = {"ready": True, "reads": reads, "streamed": streamed, "how": how}
         where = setting(self.device, self.dtype, self.parts.defaults, self.max_memory, **about)
         cells = request.grid.latent(request.padded)
         self._cuts[cells.height, cells.width] = fitting_cut(self.outline, request, where)
+        if self._experts:
+            assert self.low is not None
+            width = torch.empty((), dtype=self.dtype).element_size()
+            asleep = [dit for dit in (self.dit, self.low) if is_hollow(dit)]
+            needed = sum(width * value.numel() for dit in asleep for value in dit.parameters())
+            self._both = spare(self.outline, request, where) >= needed
+            if not self._both and not asleep:
+                self._sleep(self.low)
 
     def run(
         self,
@@ -281,7 +311,13 @@ class Pipeline:
         cells = request.grid.latent(request.padded)
         cut = self._cut(cells.height, cells.width)
         settings |= {"decoded": str(cut)} if cut.blended else {}
-        return provenance(request.prompt, request.seed, self.model_hash, **settings, **more)
+        settings |= {"reused": reused(self.reuses)} if request.reuse else {}
+        return provenance(request.prompt, request.seed, self.model_hash, model=self.name, **settings, **more)
+
+    @property
+    def name(self) -> str:
+        """What the model is called; "" for parts that no folder holds."""
+        return "" if self.source is None else layout.name_of(self.source)
 
     @property
     def holding(self) -> str:
@@ -569,6 +605,7 @@ class Pipeline:
         told = self._told(text, condition)
         # What the blocks read of the prompts is the same at every step, but for how many copies are asked.
         reading = cache(lambda dit, count: dit.read(told.first(count * videos)))
+        kept = cache(lambda dit, count: self._kept(drawing))  # steps are alike if they ask the same of the same model
         eps = noise.to(self.device).repeat(copies, 1)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -590,6 +627,7 @@ class Pipeline:
                 reading(dit, count),
                 known=known[:rows],
                 mask=mask[:rows],
+                reuse=kept(dit, count),
                 **({} if actions is None else {"actions": actions[:rows]}),
             ).float()
             match velocity.chunk(count):
@@ -615,6 +653,13 @@ class Pipeline:
 
         return remembering
 
+    def _kept(self, drawing: Drawing) -> Reuse | None:
+        """What steps may borrow from each other, where they may."""
+        if not drawing.reuse:
+            return None
+        self.reuses.append(Reuse(drawing.reuse))
+        return self.reuses[-1]
+
     def _told(self, text: TextStates, condition: Conditions) -> Told:
         """Prompts, and the same pictures beside each of them."""
         padding = None if text.padding is None else text.padding.to(self.device)
@@ -637,13 +682,20 @@ class Pipeline:
         return self._awake(self.low, self.dit), scale
 
     def _awake(self, dit: DiT | MMDiT, other: DiT | MMDiT) -> DiT | MMDiT:
-        """An expert with its weights; where it has none they are read, once the other's are given up."""
+        """An expert with its weights; where it has none they are read, once the other's are given up unless there is
+        room for both."""
         if is_hollow(dit):
             with self._timed("load"), torch.inference_mode(False):  # weights are as any that are read
-                other.to("meta")
-                return_freed_memory()
+                if not self._both:
+                    self._sleep(other)
                 self._experts[dit].fill(dit, self.dtype, self.device)
         return dit
+
+    @staticmethod
+    def _sleep(dit: DiT | MMDiT) -> None:
+        """Gives up an expert's weights."""
+        dit.to("meta")
+        return_freed_memory()
 
     @torch.inference_mode()
     def condition(self, canvas: Canvas) -> Conditions:
@@ -762,6 +814,13 @@ def scales_of(drawing: Drawing, condition: Conditions, patch: Patch, times: Tens
     return scales
 
 
+def reused(each: Sequence[Reuse]) -> dict[str, float]:
+    """How many answers of the model were asked for and borrowed, and by how much a borrowed one errs, see `Reuse`."""
+    errors = [error for one in each for error in one.errors]
+    counts = {"asked": sum(one.asked for one in each), "borrowed": sum(one.reused for one in each)}
+    return counts | ({"error": round(float(np.mean(errors)), 4)} if errors else {})
+
+
 class _Timer:
     """Adds the seconds of a `with` block to `timings[name]`, but for those that were added to others within."""
 
@@ -786,15 +845,19 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     max_memory: float | None = None,
+    compiled: bool = False,
 ) -> Pipeline:
-    """The pipeline of a model folder or hub id (None: the shipped model).
+    """The pipeline of a model folder or hub id (None: the shipped model), `compiled` as by `Pipeline.compile`.
 
     Half-precision weights of public models are computed with as they are unless `dtype` is given. Raises UserError as
     `checkpoints.folder.load_parts`.
     """
     keep_freed_memory()
     folder = layout.check(path)
-    return Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder, max_memory)
+    if compiled:
+        check_compiler(chosen_device(device))
+    pipeline = Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder, max_memory)
+    return pipeline.compile() if compiled else pipeline
 
 
 def check_memory(folder: Path, request: Request, max_memory: float | None = None, **about: Any) -> Cut:
@@ -815,8 +878,10 @@ def setting_of(
 class Deferred:
     """A pipeline that is loaded when its weights are needed: what was asked for is checked before that."""
 
-    def __init__(self, folder: Path, defaults: Mapping[str, Any], max_memory: float | None = None) -> None:
-        self.folder, self.max_memory = folder, max_memory
+    def __init__(
+        self, folder: Path, defaults: Mapping[str, Any], max_memory: float | None = None, compiled: bool = False
+    ) -> None:
+        self.folder, self.max_memory, self.compiled = folder, max_memory, compiled
         self.grid, self.driven, self.pictures = layout.traits(folder)
         self.defaults = Request("", **known_defaults(defaults), grid=self.grid)
         self.window = window_of(defaults, self.grid)
@@ -829,7 +894,7 @@ class Deferred:
 
     def __getattr__(self, name: str) -> Any:
         if name == "pipeline":
-            self.pipeline = load(self.folder, max_memory=self.max_memory)
+            self.pipeline = load(self.folder, max_memory=self.max_memory, compiled=self.compiled)
             return self.pipeline
         return getattr(self.pipeline, name)
 
@@ -837,6 +902,13 @@ class Deferred:
 def chosen_device(device: torch.device | str | None) -> torch.device:
     """The device asked for, else the fastest here."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError where `torch.compile` lacks what it needs: on a CPU a compiler of C++."""
+    command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(command) is None:
+        raise UserError(f"--compile needs {command}, a compiler of C++; install it, or leave --compile out")
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

@@ -112,7 +112,8 @@ class Plan:
         lines.append(f"{'tokens':9}{self.tokens} {once}, {self.text_rows} rows of text at most, {self.samples} at once")
         lines.append(f"{'work':9}{self.flops / 1e12:.3g} TFLOP of the transformer")
         lines.append(f"{'device':9}{self.device}, {self.dtype}; autoencoder: {self.cut}")
-        lines += [f"{'':9}two experts, one of them in memory at a time"] if self.experts == 2 else []
+        if self.experts == 2:
+            lines.append(f"{'':9}two experts, of which one is counted: both stay in memory where there is room")
         for name, size in self.stages.items():
             where = " of the machine" if self.device != "cpu" and name in self.host else ""
             lines.append(f"{name:9}{size / 1e9:8.2f} GB{where}")
@@ -225,12 +226,23 @@ def _copies(request: Request, where: Setting) -> int:
 def fitting_cut(model: Outline, request: Request, where: Setting) -> Cut:
     """How the frames of a request are cut; raises UserError as `check`, which is only asked where a bound so loose that
     no model comes near it does not settle the matter: to look closely takes two seconds."""
-    cut = next(_cuts(model.vae, request.grid.latent(request.padded)))
-    unread = 0 if where.ready else weights(model, where) + max(model.stored.values())
-    loose = _loosely(model, request, where, cut) + unread
-    if where.limit is None or where.held + WORKSPACE + loose <= where.limit:
-        return cut
+    if spare(model, request, where) >= 0:
+        return standard(model, request)
     return check(model, request, where).cut
+
+
+def spare(model: Outline, request: Request, where: Setting) -> float:
+    """Bytes that are left in any case where frames are cut as memory is plenty; below 0 nothing is known."""
+    if where.limit is None:
+        return math.inf
+    unread = 0 if where.ready else weights(model, where) + max(model.stored.values())
+    loose = _loosely(model, request, where, standard(model, request)) + unread
+    return where.limit - where.held - WORKSPACE - loose
+
+
+def standard(model: Outline, request: Request) -> Cut:
+    """How the frames of a request are cut where memory is plenty."""
+    return next(_cuts(model.vae, request.grid.latent(request.padded)))
 
 
 def _loosely(model: Outline, request: Request, where: Setting, cut: Cut) -> float:
@@ -475,8 +487,10 @@ def _coding(vae: VideoCodec, dtype: torch.dtype, way: str, cut: Cut, frames: int
         faded = 3 * size * pixels / max(1, frames) * (cut.frames + 1)  # two rows of tiles and what they join to
         return coding_bytes(vae, dtype, chunk, min(frames, cut.frames + 1), down, across, alone=True) + faded
     if not cut.side:
+        if way == "decode":  # the first latent frame goes alone
+            return coding_bytes(vae, dtype, chunk, max(1, min(frames - 1, cut.frames)), height, width, frames == 1)
         count = min(frames, cut.frames)
-        turned = 12 * pixels / frames * count if way == "encode" else 0  # uint8 into float32: three of those at a time
+        turned = 12 * pixels / frames * count  # uint8 into float32: three of those at a time
         return coding_bytes(vae, dtype, chunk, count, height, width, alone=frames <= cut.frames) + turned
     reach = vae.decode_reach if way == "decode" else vae.encode_reach
     widest = max(tiles(height, width, cut.side, reach), key=lambda tile: tile.cells)

@@ -36,6 +36,7 @@ class Request:
     `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert; `guidance_scale_image` that
     of what is known of the video, None for a model that is not guided by it; `guidance_oscillation` turns both off in
     every other late step. `shift` moves the times towards noise, None as far as the model's scheduler says.
+    Steps of a sampler may borrow from each other within `reuse`, see dit.reuse; 0 borrows nothing.
     `prompt_suffix` ends what the model reads, see `suffixed`. `rewritten_from` is the user's own prompt where `prompt`
     was made of it. `grid` is the model's.
     """
@@ -56,6 +57,7 @@ class Request:
     shift: float | None = None
     prompt_suffix: str = ""
     sampler: str = "euler"
+    reuse: float = 0.0
     seed: int = 0
     num_videos: int = 1
     rewritten_from: str = ""
@@ -74,6 +76,7 @@ class Request:
         if self.guidance_scale_image is not None:
             check_range("--guidance-scale-image", self.guidance_scale_image, 0, 100)
         check_range("--guidance-rescale", self.guidance_rescale, 0, 1)
+        check_range("--reuse", self.reuse, 0, 1)
         if self.shift is not None:
             check_range("--shift", self.shift, MIN_SHIFT, 100)
         for end in self.guidance_interval:
@@ -131,8 +134,9 @@ class Request:
         """JSON-serialisable fields of what was asked for."""
         values = {**asdict(self), "fps": float(self.fps)}
         del values["grid"]
-        if not self.rewritten_from:
-            del values["rewritten_from"]
+        for name in ("rewritten_from", "reuse"):
+            if not values[name]:
+                del values[name]
         return {name: value for name, value in values.items() if value is not None}
 
     def _most_frames(self) -> int:
@@ -336,8 +340,10 @@ def frames_of(seconds: float | None, frames: int | None, fps: Fraction, default:
 
 def check_output(path: str | Path, overwrite: bool, frames: int = 2, count: int = 1) -> Path:
     """The output path, once nothing stands in the way of writing it; raises UserError before any work is done."""
+    from worldline.media.credentials import check_signer
     from worldline.media.write import check_writable
 
+    check_signer()
     out = Path(path)
     if out.suffix.lower() == ".png" and frames != 1:
         raise UserError(f"output: {out} holds one picture only; add --frames 1, or use {out.stem}.mp4")

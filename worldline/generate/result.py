@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from worldline.generate.request import check_output, numbered
 from worldline.media.preview import contact_sheet
+from worldline.media.provenance import Parent
 from worldline.media.write import write_clip, write_image, write_video
 
 
@@ -36,18 +37,19 @@ class Result:
         """Provenance of one video, as if it had been made alone with its own seed."""
         return {**self.metadata, "seed": self.metadata["seed"] + index, "num_videos": 1}
 
-    def save(self, path: str | Path, overwrite: bool = True) -> list[Path]:
+    def save(self, path: str | Path, overwrite: bool = True, parents: Sequence[Parent] = ()) -> list[Path]:
         """Write every video, numbered when there are several, as .mp4, .gif, .webp, or a one-frame .png.
 
-        Each file appears whole or not at all. Raises UserError as `check_output`, or for a full disk.
+        `parents`: the files that it was made from, named in each file's manifest. Each file appears whole or not at
+        all. Raises UserError as `check_output`, or for a full disk.
         """
         out = check_output(path, overwrite, len(self.frames), len(self.videos))
         files = numbered(out, len(self.videos))
         for index, (file, video) in enumerate(zip(files, self.videos, strict=True)):
             if file.suffix.lower() == ".png":
-                write_image(file, video[0], self.record(index), overwrite)
+                write_image(file, video[0], self.record(index), overwrite, parents)
             else:
-                write_clip(file, video, self.fps, self.record(index), overwrite)
+                write_clip(file, video, self.fps, self.record(index), overwrite, parents)
         return files
 
     def sheet(self) -> np.ndarray:
@@ -58,7 +60,7 @@ class Result:
 
     def save_sheet(self, path: str | Path, overwrite: bool = True) -> Path:
         """Write `sheet()` as a PNG."""
-        write_image(path, self.sheet(), overwrite=overwrite)
+        write_image(path, self.sheet(), self.record(0), overwrite)
         return Path(path)
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from worldline.errors import UserError
 from worldline.generate.pipeline import Pipeline, Progress
 from worldline.generate.request import Request
+from worldline.media.provenance import Parent
 from worldline.media.write import write_bytes, write_growing
 
 
@@ -28,10 +30,11 @@ def write_long(
     how: str = "auto",
     progress: Progress | None = None,
     overwrite: bool = False,
+    parents: Sequence[Parent] = (),
 ) -> None:
     """Makes one video and writes it to `out`, an mp4; the latents of every finished step are kept until it is whole.
 
-    The same call after an interruption makes only the steps that are missing and ends in the same bytes. Raises
+    The same call after an interruption makes only the steps that are missing and ends in the same video. Raises
     UserError where the unfinished work beside `out` belongs to another request.
     """
     folder = unfinished(out)
@@ -44,5 +47,5 @@ def write_long(
     folder.mkdir(exist_ok=True)
     write_bytes(mark, identity.encode())
     frames = pipeline.stretch(request, image, how, progress, folder)
-    write_growing(out, frames, request.fps, record, overwrite=overwrite)
+    write_growing(out, frames, request.fps, record, overwrite=overwrite, parents=parents)
     shutil.rmtree(folder)

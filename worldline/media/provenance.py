@@ -1,4 +1,5 @@
-"""What made this file: a small dictionary that travels inside every video and picture we write.
+"""What made this file: a small dictionary that travels inside every video and picture we write, and what it was made
+from. `credentials.py` signs the same.
 
 The dictionary is stored as one JSON string under the key `worldline` (mp4: a metadata tag; PNG: a
 text chunk; GIF: the comment; WebP: the EXIF image description). The prompt stands beside it in
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from worldline import __version__
 
@@ -18,6 +19,14 @@ KEY = "worldline"
 # IPTC's word for media made by a trained model: https://cv.iptc.org/newscodes/digitalsourcetype/
 SOURCE_TYPE = "trainedAlgorithmicMedia"
 EXIF_DESCRIPTION = 0x010E
+
+
+class Parent(NamedTuple):
+    """A file that another was made from: "opened" and changed, "placed" beside the one that was opened, or the "input"
+    that a model was shown."""
+
+    file: Path
+    role: Literal["opened", "placed", "input"]
 
 
 def provenance(prompt: str, seed: int, model_hash: str, **settings: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Writes clips and pictures (H.264 mp4, GIF, WebP, PNG, JPEG): whole or not at all, equal bytes each time.
+"""Writes clips and pictures (H.264 mp4, GIF, WebP, PNG, JPEG): whole or not at all, the same each time.
 
-Every file is written beside its destination under a hidden name, flushed to the disk and then renamed
-over it, so that a crash, a full disk or Ctrl-C leaves either the old file or none.
+Every file is written beside its destination under a hidden name, signed where its record says that a model made it,
+flushed to the disk and then renamed, so that a crash, a full disk or Ctrl-C leaves either the old file or none. Bytes
+are equal but for the manifest of a signed file: C2PA salts it by chance.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from worldline.errors import UserError
-from worldline.media.provenance import EXIF_DESCRIPTION, KEY, to_tags
+from worldline.media.credentials import sign
+from worldline.media.provenance import EXIF_DESCRIPTION, KEY, Parent, to_tags
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 MAX_SIDE = 16384  # H.264 level 6.2
@@ -77,18 +79,19 @@ def write_video(
     metadata: dict[str, Any] | None = None,
     crf: int = 14,
     overwrite: bool = True,
+    parents: Sequence[Parent] = (),
 ) -> None:
     """H.264 mp4 (yuv420p, BT.709, faststart) of uint8 (T, H, W, 3), or of an iterator of (H, W, 3).
 
     The frame rate is exact, and so is the frame count. 4:2:0 video has even sides and H.264 can only crop
     it by two, so an odd side is widened by repeating its last row or column; `read_video` removes that
     again by the size kept in the record, other players show it. `metadata` are JSON values, see
-    provenance.py. Raises UserError as `check_writable`, for a full disk, no frames, or frames that are
-    not all uint8 (H, W, 3) of one size.
+    provenance.py, and `parents` what it was made from. Raises UserError as `check_writable`, for a full disk, no
+    frames, or frames that are not all uint8 (H, W, 3) of one size.
     """
     check_writable(path, overwrite, (".mp4", ".m4v", ".mov"))
     rate = exact_rate(fps)
-    with _atomic(path) as temporary:
+    with _atomic(path, metadata, parents) as temporary:
         _encode(temporary, _checked(frames), rate, metadata or {}, crf)
 
 
@@ -99,6 +102,7 @@ def write_growing(
     metadata: dict[str, Any] | None = None,
     crf: int = 14,
     overwrite: bool = True,
+    parents: Sequence[Parent] = (),
 ) -> None:
     """As `write_video`, for frames that come slowly: until the last one `growing(path)` can be played as far as it is.
 
@@ -108,7 +112,7 @@ def write_growing(
     target = check_writable(path, overwrite, (".mp4", ".m4v", ".mov"))
     rate, part = exact_rate(fps), growing(path)
     _encode(part, _checked(frames), rate, metadata or {}, crf, fragments=True)
-    with _atomic(target) as temporary:
+    with _atomic(target, metadata, parents) as temporary:
         _copy(part, temporary)
     part.unlink()
 
@@ -120,7 +124,7 @@ def growing(path: str | Path) -> Path:
 
 def write_gif(
     path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction,
-    metadata: dict[str, Any] | None = None, overwrite: bool = True,
+    metadata: dict[str, Any] | None = None, overwrite: bool = True, parents: Sequence[Parent] = (),
 ) -> None:  # fmt: skip
     """Looping GIF of uint8 (T, H, W, 3), times on its 10 ms grid without drift. Raises as write_video."""
     check_writable(path, overwrite, (".gif",))
@@ -128,19 +132,19 @@ def write_gif(
     times = _durations(len(pictures), exact_rate(fps), grid=10)
     comment = to_tags(metadata)[KEY].encode() if metadata else b""
     extra: dict[str, Any] = {"comment": comment} if comment else {}
-    with _atomic(path) as temporary:
+    with _atomic(path, metadata, parents) as temporary:
         pictures[0].save(temporary, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0, **extra)
 
 
 def write_webp(
     path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction,
-    metadata: dict[str, Any] | None = None, overwrite: bool = True, quality: int = 90,
+    metadata: dict[str, Any] | None = None, overwrite: bool = True, parents: Sequence[Parent] = (), quality: int = 90,
 ) -> None:  # fmt: skip
     """Looping animated WebP of uint8 (T, H, W, 3), times on its 1 ms grid. Raises as write_video."""
     check_writable(path, overwrite, (".webp",))
     pictures = [_picture(frame) for frame in _checked(frames)]
     times = _durations(len(pictures), exact_rate(fps), grid=1)
-    with _atomic(path) as temporary:
+    with _atomic(path, metadata, parents) as temporary:
         pictures[0].save(
             temporary, "WEBP", save_all=True, append_images=pictures[1:], duration=times, loop=0,
             quality=quality, method=4, exif=_exif(metadata),
@@ -148,14 +152,15 @@ def write_webp(
 
 
 def write_image(
-    path: str | Path, frame: np.ndarray, metadata: dict[str, Any] | None = None, overwrite: bool = True
-) -> None:
+    path: str | Path, frame: np.ndarray, metadata: dict[str, Any] | None = None, overwrite: bool = True,
+    parents: Sequence[Parent] = (),
+) -> None:  # fmt: skip
     """One picture uint8 (H, W, 3) as .png, .jpg or .webp by its suffix. Raises as write_video."""
     from PIL.PngImagePlugin import PngInfo
 
     suffix = check_writable(path, overwrite, (".png", ".jpg", ".jpeg", ".webp")).suffix.lower()
     picture = _picture(next(_checked([frame])))
-    with _atomic(path) as temporary:
+    with _atomic(path, metadata, parents) as temporary:
         if suffix == ".png":
             chunks = PngInfo()
             for key, value in (to_tags(metadata) if metadata else {}).items():
@@ -176,12 +181,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def write_clip(
     path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction,
-    metadata: dict[str, Any] | None = None, overwrite: bool = True,
+    metadata: dict[str, Any] | None = None, overwrite: bool = True, parents: Sequence[Parent] = (),
 ) -> None:  # fmt: skip
     """As mp4, GIF or WebP by the suffix of `path`. Raises as write_video."""
     suffix = check_writable(path, overwrite).suffix.lower()
     writer = {".mp4": write_video, ".gif": write_gif, ".webp": write_webp}[suffix]
-    writer(path, frames, fps, metadata=metadata, overwrite=overwrite)  # type: ignore[operator]
+    writer(path, frames, fps, metadata=metadata, overwrite=overwrite, parents=parents)  # type: ignore[operator]
 
 
 def exact_rate(fps: float | Fraction) -> Fraction:
@@ -319,13 +324,14 @@ def _exif(metadata: dict[str, Any] | None) -> bytes:
 
 
 @contextmanager
-def _atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` when the block ends well and vanishes when it does not."""
+def _atomic(path: str | Path, record: dict[str, Any] | None = None, parents: Sequence[Parent] = ()) -> Iterator[Path]:
+    """A temporary file that is signed and becomes `path` when the block ends well, and vanishes when it does not."""
     target = Path(path).resolve()  # a link keeps pointing to the file that is replaced
     temporary: Path | None = None
     try:
         temporary = _make_temporary(target)
         yield temporary
+        sign(temporary, target.name, record or {}, parents)
         sync(temporary)
         os.replace(temporary, target)
         temporary = None

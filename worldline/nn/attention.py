@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ class Absent:
     def __init__(self, where: Tensor) -> None:
         self.where = where
         self._bias: dict[torch.dtype, Tensor] = {}
+
+    @cached_property
+    def back(self) -> Tensor:
+        """Where each row that is there stands among all places, (n,)."""
+        return (~self.where).flatten().nonzero()[:, 0]
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(b, 1, 1, m) to add to scores: -inf where absent. Made once for all the blocks of a forward pass."""
@@ -41,11 +47,18 @@ class Segments:
         self.device = cu_seqlens.device
         self.bounds: list[int] = cu_seqlens.tolist()
         self.lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
-        self._padding: dict[tuple[int, int], tuple[Tensor, Tensor, Absent]] = {}
+        self._padding: dict[tuple[int, int], tuple[Tensor, Absent]] = {}
 
     def split(self, x: Tensor, runs: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
         """Rows (N, ...) cut into those of each run (first, stop) of samples; the runs follow each other."""
         return x.split([self.bounds[stop] - self.bounds[first] for first, stop in runs]) if len(runs) > 1 else (x,)
+
+    def spread(
+        self, attend: Callable[[Tensor, Tensor, Tensor, Segments], Tensor], q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """attend(q, k, v, segments) among the rows themselves; a sequence that is shared with other processes
+        (`parallel.context`) has another way to it."""
+        return attend(q, k, v, self)
 
     def batch(self, x: Tensor, first: int, stop: int) -> tuple[Tensor, Absent | None]:
         """Rows (n, ...) of the samples first, ..., stop - 1 as one batch (b, longest, ...), and what is absent there.
@@ -55,20 +68,23 @@ class Segments:
         lengths = self.lengths[first:stop]
         if len(set(lengths)) == 1:
             return x.unflatten(0, (stop - first, lengths[0])), None
-        where, back, absent = self.padding(first, stop)
-        rows: Tensor = _PadRows.apply(x, where.flatten(), back)  # type: ignore[no-untyped-call]
+        where, absent = self.padding(first, stop)
+        rows: Tensor
+        if torch.is_grad_enabled():
+            rows = _PadRows.apply(x, where.flatten(), absent.back)  # type: ignore[no-untyped-call]
+        else:
+            rows = x.index_select(0, where.flatten())
         return rows.unflatten(0, where.shape), absent
 
-    def padding(self, first: int, stop: int) -> tuple[Tensor, Tensor, Absent]:
-        """Row numbers (b, longest) of those samples, counted from their first; where each row stands among them
-        (n,); and what is absent."""
+    def padding(self, first: int, stop: int) -> tuple[Tensor, Absent]:
+        """Row numbers (b, longest) of those samples, counted from their first, and what is absent."""
         if (first, stop) not in self._padding:
             bounds = torch.tensor(self.bounds[first : stop + 1], device=self.device) - self.bounds[first]
             count = bounds.diff()[:, None]
             place = torch.arange(max(self.lengths[first:stop]), device=self.device)[None]
             present = place < count
             where = bounds[:-1, None] + place.minimum(count - 1)
-            self._padding[first, stop] = where, present.flatten().nonzero()[:, 0], Absent(~present)
+            self._padding[first, stop] = where, Absent(~present)
         return self._padding[first, stop]
 
 
@@ -155,8 +171,23 @@ def attention(
         (N, heads, dim). A sample without keys gives zeros.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    queries = as_segments(cu_q)
-    keys = queries if cu_k is None else as_segments(cu_k)
+    if cu_k is None:
+        return as_segments(cu_q).spread(partial(_inside, scale=scale, causal=causal, counts=counts), q, k, v)
+    return _inside(q, k, v, as_segments(cu_q), as_segments(cu_k), scale, causal, counts)
+
+
+def _inside(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Segments,
+    keys: Segments | None = None,
+    scale: float = 1.0,
+    causal: bool = False,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """`attention`, its samples known; without `keys` they are those of the queries."""
+    keys = queries if keys is None else keys
     runs = _runs(queries, keys)
     out = []
     for number, (run, part_q, part_k, part_v) in enumerate(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 # Enough to fill the products, few enough for what lies between them to stay near a core; a GPU wants more at once.
 BAND_ROWS, BAND_ROWS_GPU = 1024, 16384
+WIDENED = 2**24  # weights that are widened at once
 
 
 def in_bands(f: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -138,6 +139,15 @@ def sinusoids(timestep: Tensor, width: int, max_period: float = 10_000.0) -> Ten
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def wide_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """`linear` of few rows (U, in), in their type: weights of a narrower one are widened, so many at a time."""
+    if x.dtype == linear.weight.dtype:
+        return linear(x)  # type: ignore[no-any-return]
+    rows = max(1, WIDENED // linear.in_features)
+    made = [F.linear(x, weight.to(x.dtype)) for weight in linear.weight.split(rows)]
+    return torch.cat(made, dim=1) + linear.bias
+
+
 class Embedder(nn.Module):
     """A vector through two layers. (B, features) -> (B, width)."""
 
@@ -147,17 +157,17 @@ class Embedder(nn.Module):
         self.down = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.up(x)))  # type: ignore[no-any-return]
+        return wide_linear(F.silu(wide_linear(x, self.up)), self.down)
 
 
 class TimestepEmbedding(Embedder):
-    """Sinusoids through two layers. (U,) float -> (U, width) in the weights' type."""
+    """Sinusoids through two layers. (U,) float -> (U, width) in `dtype`, or in the weights' own."""
 
     def __init__(self, width: int, features: int = 256) -> None:
         super().__init__(features, width)
 
-    def forward(self, timestep: Tensor) -> Tensor:
-        return super().forward(sinusoids(timestep, self.up.in_features).to(self.up.weight.dtype))
+    def forward(self, timestep: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return super().forward(sinusoids(timestep, self.up.in_features).to(dtype or self.up.weight.dtype))
 
 
 class MLP(nn.Module):

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar, cast
@@ -26,16 +27,17 @@ from starlette.exceptions import HTTPException
 
 from worldline import __version__
 from worldline.errors import UserError
-from worldline.generate.request import MAX_PROMPT, check_text
+from worldline.generate.request import MAX_PROMPT, check_prompt, check_text
 from worldline.serve import schemas
-from worldline.serve.bodies import Upload, opened
+from worldline.serve.bodies import Upload, once_of, opened
 from worldline.serve.guard import Guard, Meters
-from worldline.serve.jobs import Job, Jobs, new_id
+from worldline.serve.jobs import Job, Jobs, Once, Reused, new_id
 from worldline.serve.keeper import Engines, Housekeeping
 from worldline.serve.moderation import moderator, verdict
 from worldline.serve.orders import Facts, Model, Order
+from worldline.serve.page import page
 from worldline.serve.refusals import Refused, bad, from_user_error, from_validation
-from worldline.serve.schemas import Clip, Create, Edit, Extend, NewCharacter, Remix
+from worldline.serve.schemas import Clip, Create, Edit, Extend, NewCharacter, Remix, Rewrite
 from worldline.serve.settings import Settings
 from worldline.serve.store import Store
 from worldline.serve.uploads import Uploads
@@ -52,6 +54,7 @@ SIGN_OF_LIFE = 15.0  # seconds after which a stream of events says that it is st
 RETRY = {"retry-after": "5"}
 CHUNK = 1 << 16  # bytes that are sent at once
 B = TypeVar("B", bound=BaseModel)
+ONCE: ContextVar[Once | None] = ContextVar("once", default=None)  # of the request that is being answered
 Places = dict[str, Path | str]
 """Names of an order's inputs, and where each is now: a file, or a key of the store."""
 
@@ -69,6 +72,7 @@ class Desk:
     async def read(self, request: Request, kind: type[B]) -> AsyncIterator[B]:
         """A body as `kind`, whose files are open meanwhile; raises Refused."""
         async with opened(request, self.settings.limits) as (fields, typed):
+            ONCE.set(await asyncio.to_thread(once_of, request, fields))
             try:
                 asked = kind.model_validate(fields, strict=typed)
             except ValidationError as error:
@@ -104,7 +108,12 @@ class Desk:
                 given[f"card-{number}"] = card.image
                 await self.judge(card.text)
             shown = {name: picture for name, picture in given.items() if picture is not None}
-            order = self.model.create(asked, set(shown))
+            told = await rewritten(asked.prompt) if asked.rewrite else None
+            order = self.model.create(
+                asked if told is None else asked.model_copy(update={"prompt": told.prompt}), set(shown)
+            )
+            if told is not None and told.prompt != asked.prompt:
+                order = replace(order, settings={**order.settings, "rewritten_from": asked.prompt})
             files = {name: (await self.uploads.picture(shown[name], folder, name))[0] for name in shown}
             places: Places = {f"{name}.png": file for name, file in files.items()}
             return await self._accept(owner, order, places, called=called, seconds=asked.seconds or order.facts.seconds)
@@ -175,19 +184,22 @@ class Desk:
         job = Job(
             name, owner, self.model.name, prompt=order.prompt, work=work, created_at=time.time(), kin=order.kin, **row
         )
-        accepted = False
+        accepted: str | None = None
         try:
             await asyncio.to_thread(self._keep, name, files)
-            accepted = await asyncio.to_thread(self.jobs.add, job, self.settings.limits.queue)
+            accepted = await asyncio.to_thread(self.jobs.add, job, self.settings.limits.queue, ONCE.get())
         except FileNotFoundError:
             raise Refused(404, "the video was deleted meanwhile", "video", "not_found") from None
+        except Reused:
+            message = "idempotency-key: stands for another request; take a new one"
+            raise Refused(422, message, "idempotency-key", "idempotency_key_reused") from None
         finally:
-            if not accepted and files:
+            if accepted != name and files:
                 await asyncio.to_thread(self.store.remove, name)
-        if not accepted:
+        if accepted is None:
             message = f"{self.settings.limits.queue} videos wait already; try again later"
             raise Refused(429, message, None, "queue_full", RETRY)
-        return job
+        return job if accepted == name else await self.job(owner, accepted)
 
     def _keep(self, name: str, files: Places) -> None:
         for file, place in files.items():
@@ -195,6 +207,19 @@ class Desk:
                 self.store.put(place, f"{name}/inputs/{file}")
             else:
                 self.store.copy(place, f"{name}/inputs/{file}")
+
+
+async def rewritten(prompt: str) -> schemas.Rewritten:
+    """A prompt as a caption of the kind that the shipped model was trained on."""
+
+    def write() -> schemas.Rewritten:
+        from worldline.caption.rewrite import rewrite  # scipy, which nothing else needs here
+
+        check_prompt(prompt)
+        made = rewrite(prompt)
+        return schemas.Rewritten(prompt=made.text, rewritten_from=prompt, note=made.note)
+
+    return await asyncio.to_thread(write)
 
 
 def _check_texts(asked: BaseModel) -> None:
@@ -225,7 +250,7 @@ def shown(job: Job) -> schemas.Video:
         worldline=schemas.Details(
             edit=order.verb, seed=order.settings["seed"], step=job.step, steps=job.steps, seconds_left=job.left,
             width=facts.width, height=facts.height, frames=facts.frames, fps=float(facts.fps),
-            made_from=list(job.parents),
+            made_from=list(job.parents), rewritten_from=order.settings.get("rewritten_from"),
         ),
     )  # fmt: skip
 
@@ -348,6 +373,11 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
         async with desk.read(request, Extend) as asked:
             return shown(await desk.extend(request.state.owner, asked))
 
+    @router.post("/rewrites", response_model=schemas.Rewritten, openapi_extra=sent_as(Rewrite))
+    async def rewrite(request: Request) -> Any:
+        async with desk.read(request, Rewrite) as asked:
+            return await rewritten(asked.prompt)
+
     @router.post("/characters", response_model=schemas.Character, openapi_extra=sent_as(NewCharacter, typed=False))
     async def create_character(request: Request) -> Any:
         async with desk.read(request, NewCharacter) as asked:
@@ -424,8 +454,13 @@ def around(desk: Desk, meters: Meters) -> APIRouter:
     router = APIRouter(responses=REFUSALS)
 
     def card() -> schemas.ModelCard:
-        defaults = {**desk.model.defaults.as_dict(), "seconds": _length(desk.model)}
-        return schemas.ModelCard(id=desk.model.name, created=0, defaults=defaults)
+        model, limits = desk.model, desk.settings.limits
+        return schemas.ModelCard(
+            id=model.name, created=0, defaults={**model.defaults.as_dict(), "seconds": _length(model)},
+            limits=schemas.Most(pixels=limits.pixels, seconds=limits.seconds, prompt=limits.prompt),
+            shapes=[schemas.Shape(aspect=aspect, size=size) for aspect, size in model.shapes().items()],
+            step=model.grid.temporal, side=model.grid.side, pictures=model.pictures, examples=model.examples(),
+        )  # fmt: skip
 
     @router.get("/v1/models", response_model=schemas.ModelPage)
     async def list_models() -> Any:
@@ -485,6 +520,7 @@ def create_app(settings: Settings, model: Model, engines: Engines | None = None)
     )
     app.include_router(videos(desk, meters))
     app.include_router(around(desk, meters))
+    app.include_router(page())
     _refuse(app)
     _describe(app)
     app.add_middleware(Guard, settings=settings, meters=meters)
@@ -532,7 +568,7 @@ def _describe(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            kinds = [(kind, "validation") for kind in (Create, Remix, Extend, Edit, NewCharacter)]
+            kinds = [(kind, "validation") for kind in (Create, Remix, Rewrite, Extend, Edit, NewCharacter)]
             _, held = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
             page = plain()
             page.setdefault("components", {}).setdefault("schemas", {}).update(held["$defs"])

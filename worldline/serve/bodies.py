@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import re
@@ -19,6 +20,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from worldline.serve.jobs import Once
 from worldline.serve.refusals import Refused, bad
 from worldline.serve.settings import Limits
 
@@ -26,6 +28,7 @@ MAX_DEPTH = 4  # of brackets in the name of a form field
 MAX_PARTS = 400
 SLOWEST = 2000  # bytes a second
 SPOOLED = 1 << 20  # bytes that are held in memory rather than on disk
+KEY = re.compile(r"[!-~]{1,255}")  # of a request that may be sent again
 NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 
 
@@ -41,6 +44,13 @@ class Upload:
         file.write(data)
         file.seek(0)
         return cls(cast(BinaryIO, file))
+
+    def digest(self) -> str:
+        """SHA-256 of the bytes."""
+        self.file.seek(0)
+        held = hashlib.file_digest(cast(Any, self.file), "sha256").hexdigest()
+        self.file.seek(0)
+        return held
 
     def save(self, path: Path) -> None:
         """Writes the bytes to a file."""
@@ -66,6 +76,18 @@ async def opened(request: Request, limits: Limits) -> AsyncIterator[tuple[dict[s
             await form.close()
     else:
         raise Refused(415, "content-type: send application/json or multipart/form-data", code="unsupported_media_type")
+
+
+def once_of(request: Request, fields: dict[str, Any]) -> Once | None:
+    """What makes a request the same as one before, where it has a key (draft-ietf-httpapi-idempotency-key-header-07).
+    Raises Refused."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not KEY.fullmatch(key):
+        raise bad("idempotency-key: not 1 to 255 visible characters", "idempotency-key")
+    sent = json.dumps([request.url.path, fields], sort_keys=True, default=Upload.digest)
+    return Once(key, hashlib.sha256(sent.encode()).hexdigest())
 
 
 async def bounded(request: Request, most: int, silence: float) -> AsyncIterator[bytes]:

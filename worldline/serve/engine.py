@@ -21,6 +21,7 @@ import numpy as np
 from sqlalchemy.exc import DBAPIError
 
 from worldline.errors import UserError
+from worldline.media.identity import SIGN_WITH
 from worldline.serve.files import LATENTS, Done
 from worldline.serve.jobs import LEASE, Job, Jobs
 from worldline.serve.moderation import moderator, verdict
@@ -270,6 +271,8 @@ def reason_of(error: Exception) -> tuple[str, str]:
     """A code and a line for the client: our own words for what we know, no more than a name for the rest."""
     text = str(error)
     if isinstance(error, UserError):
+        if SIGN_WITH in text or "cannot be signed" in text:  # a certificate that ended meanwhile
+            return "signing_error", "the server could not sign the video"
         full = "No space left" in text or "File too large" in text or "quota" in text.lower()
         return (
             ("storage_full", "the server has no space left for the video")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldline.media.preview import sprites, thumbnail
+from worldline.media.provenance import Parent
 from worldline.media.read import iter_frames
 from worldline.media.write import write_image, write_video
 from worldline.serve.orders import Facts
@@ -25,11 +26,13 @@ Done = tuple[list[Path], dict[str, Any], np.ndarray]
 
 
 class Made(NamedTuple):
-    """Frames uint8 (H, W, 3), which may still have to be made, with their rate and the record of their making."""
+    """Frames uint8 (H, W, 3), which may still have to be made, with their rate, the record of their making, and the
+    files that they are made from."""
 
     frames: Iterable[np.ndarray]
     fps: Fraction
     record: dict[str, Any]
+    parents: Sequence[Parent] = ()
 
 
 def write_files(made: Made, folder: Path) -> Done:
@@ -40,12 +43,12 @@ def write_files(made: Made, folder: Path) -> Done:
     """
     video = folder / VIDEO
     counted = _Counted(made.frames)
-    write_video(video, counted, made.fps, made.record)
+    write_video(video, counted, made.fps, made.record, parents=made.parents)
     shown = _spread(iter_frames(video), counted.count)
     height, width = shown.shape[1:3]
-    write_image(folder / THUMBNAIL, thumbnail(shown, min(SIDE, max(height, width))), made.record)
+    write_image(folder / THUMBNAIL, thumbnail(shown, min(SIDE, max(height, width))), made.record, parents=made.parents)
     small = np.stack([thumbnail(frame[None], min(SIDE, max(height, width))) for frame in shown])
-    write_image(folder / SPRITES, sprites(small), made.record)
+    write_image(folder / SPRITES, sprites(small), made.record, parents=made.parents)
     facts = Facts(width, height, counted.count, made.fps)
     return [video, folder / THUMBNAIL, folder / SPRITES], facts.as_dict(), shown
 

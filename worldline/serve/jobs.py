@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     JSON,
@@ -36,7 +36,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -44,6 +44,7 @@ from worldline.errors import UserError
 
 LEASE = 10.0  # seconds after which an engine that says nothing is thought dead
 MAX_ATTEMPTS = 5  # a job under which so many engines died is at fault itself
+KEPT = 24 * 3600.0  # seconds for which a request that is sent again is known
 BUSY = 15.0  # seconds to wait for another writer of an SQLite file
 
 metadata = MetaData()
@@ -89,6 +90,15 @@ characters = Table(
     Column("name", String(80), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("facts", JSON, nullable=False),
+)
+keys = Table(  # of requests that may be sent again, see `Once`
+    "keys",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("job", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 engines = Table(
     "engines",
@@ -158,6 +168,17 @@ class Job:
         return min(99, 100 * self.step // self.steps) if self.steps else 0
 
 
+class Once(NamedTuple):
+    """What makes two requests of an owner one: the key that it gave them, and the SHA-256 of all that it sent."""
+
+    key: str
+    digest: str
+
+
+class Reused(Exception):
+    """A key that stands for another request."""
+
+
 COLUMNS = [jobs.c[field.name] for field in fields(Job)]
 LIVE = jobs.c.status.in_(("queued", "in_progress"))
 
@@ -184,16 +205,39 @@ class Jobs:
 
     # ---- what the API does ---------------------------------------------------------------------
 
-    def add(self, job: Job, most: int) -> bool:
-        """Accepts a job, durably; False where `most` jobs are waiting or in work already."""
+    def add(self, job: Job, most: int, once: Once | None = None) -> str | None:
+        """Accepts a job, durably, and returns its id; None where `most` jobs are waiting or in work already.
+
+        A request that was accepted before is not accepted again: the id is then that of the job of then. Raises Reused.
+        """
         values = {field.name: getattr(job, field.name) for field in fields(Job)}
         values["parents"] = list(job.parents)
         columns = [jobs.c[name] for name in values] + [jobs.c.attempts]
         waiting = select(func.count()).select_from(jobs).where(LIVE).scalar_subquery()
         row = select(*(literal(value, jobs.c[name].type) for name, value in values.items()), literal(0))
         added = insert(jobs).from_select(columns, row.where(waiting < most)).returning(jobs.c.id)
-        with self.engine.begin() as connection:
-            return connection.scalar(added) is not None
+        try:
+            with self.engine.begin() as connection:
+                if once is not None:
+                    own = {"owner": job.owner, "job": job.id, "created_at": now(), **once._asdict()}
+                    connection.execute(insert(keys).values(**own))
+                name: str | None = connection.scalar(added)
+                if name is None:
+                    connection.rollback()
+                return name
+        except IntegrityError:
+            if once is None:
+                raise
+            return self._accepted(job.owner, once)
+
+    def _accepted(self, owner: str, once: Once) -> str:
+        """The id of the job that a request was accepted as."""
+        held = select(keys.c.job, keys.c.digest).where(keys.c.owner == owner, keys.c.key == once.key)
+        with self.engine.connect() as connection:
+            row = connection.execute(held).one()
+        if row.digest != once.digest:
+            raise Reused
+        return str(row.job)
 
     def get(self, owner: str, name: str) -> Job | None:
         """The job of that id, if it is the owner's."""
@@ -315,7 +359,8 @@ class Jobs:
     # ---- what the keeper of the store does -----------------------------------------------------
 
     def expire(self) -> list[str]:
-        """Lets go of files whose time has come; their folders in the store."""
+        """Lets go of files whose time has come, and of keys; the folders of the files in the store."""
+        self._change(delete(keys).where(keys.c.created_at < now() - KEPT))
         due = and_(jobs.c.status == "completed", jobs.c.files.is_not(None), jobs.c.expires_at < now())
         with self.engine.begin() as connection:
             folders = list(connection.execute(select(jobs.c.id, jobs.c.files).where(due)))

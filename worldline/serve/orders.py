@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,17 @@ ALIASES = ("sora-2",)  # code that was written for OpenAI's models asks for them
 LOOP = Fraction(1, 2)  # seconds in which a loop closes
 TRANSITION = 0.5  # seconds of a loop or blend unless given
 JOIN = 0.5  # seconds around a cut that are made anew unless given
+ASPECTS = ("1:1", "5:4", "4:5", "3:2", "2:3", "16:9", "9:16")
+EXAMPLES = (  # for a model that knows all of their words
+    "a red ball rolls to the right",
+    "a green cone falls to the floor beside a purple cylinder",
+    "a small yellow cube jumps",
+    "a large blue ball bounces on the floor",
+    "a pink cylinder spins in place while the camera zooms in",
+    "an orange cube hits a cyan ball",
+    "two purple cones, the camera orbits to the left",
+    "a small red cube rises into the air, on a checkered white floor under a dark sky",
+)
 NO_PICTURE = np.zeros((1, 1, 3), np.uint8)  # stands for one that only the engine reads
 
 
@@ -107,6 +119,23 @@ class Model:
         self.grid, _, self.pictures = layout.traits(self.folder)
         self.defaults = Request("", **known_defaults(self.values), grid=self.grid)
 
+    def shapes(self) -> dict[str, str]:
+        """Proportions and the size of each: the shorter side is that of the model's own size, as far as its tokens go.
+        Those that come out alike are named once."""
+        short, side = min(self.defaults.width, self.defaults.height), self.grid.side
+        sizes: dict[str, str] = {}
+        for aspect in ASPECTS:
+            wide, high = (int(number) for number in aspect.split(":"))
+            width, height = (max(side, round(short * n / min(wide, high) / side) * side) for n in (wide, high))
+            if width * height <= self.limits.pixels:
+                sizes.setdefault(f"{width}x{height}", aspect)
+        return {aspect: size for size, aspect in sizes.items()}
+
+    def examples(self) -> list[str]:
+        """Prompts in words of the model's own vocabulary, where it has one."""
+        known = set(layout.config(self.folder, "text_encoder").get("words", ()))
+        return [prompt for prompt in EXAMPLES if set(re.findall("[a-z]+", prompt)) <= known]
+
     def answers_to(self, name: str) -> bool:
         return name == self.name or name.startswith(ALIASES)
 
@@ -170,8 +199,8 @@ class Model:
 
     def _storyboard(self, asked: Create, given: dict[str, Any], pictures: set[str]) -> Order:
         assert asked.storyboard is not None
-        if asked.loop or pictures - {f"card-{i}" for i in range(len(asked.storyboard))}:
-            raise bad("storyboard goes neither with loop nor with references", "storyboard")
+        if asked.loop or asked.rewrite or pictures - {f"card-{i}" for i in range(len(asked.storyboard))}:
+            raise bad("storyboard goes with neither loop, rewrite nor references", "storyboard")
         cards = []
         for number, card in enumerate(asked.storyboard):
             picture = NO_PICTURE if f"card-{number}" in pictures else None

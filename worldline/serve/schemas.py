@@ -64,6 +64,7 @@ class Create(Drawn):
     fps: Annotated[float, Field(ge=0.1, le=240, allow_inf_nan=False)] | None = None
     num_frames: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     loop: bool = False
+    rewrite: Annotated[bool, Field(description="draw the prompt as a caption of the model's kind")] = False
     storyboard: Annotated[list[Card], Field(min_length=1, max_length=100)] | None = None
     characters: Annotated[list[Clip], Field(max_length=20)] | None = None
 
@@ -72,6 +73,12 @@ class Remix(Drawn):
     """POST /videos/{id}/remix."""
 
     strength: Strength = 0.7
+
+
+class Rewrite(Body):
+    """POST /videos/rewrites."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
 
 
 class Extend(Drawn):
@@ -128,6 +135,7 @@ class Details(BaseModel):
     frames: int
     fps: float
     made_from: list[str]
+    rewritten_from: str | None
 
 
 class Video(BaseModel):
@@ -167,12 +175,45 @@ class Character(BaseModel):
     created_at: int
 
 
+class Rewritten(BaseModel):
+    """`prompt` is what was made of `rewritten_from`, the same where nothing could be added: `note` then says why."""
+
+    object: Literal["video.rewrite"] = "video.rewrite"
+    prompt: str
+    rewritten_from: str
+    note: str
+
+
+class Shape(BaseModel):
+    """A picture's proportions and, with them, the size nearest to the model's own."""
+
+    aspect: str
+    size: str
+
+
+class Most(BaseModel):
+    """What this server takes at most: pixels of a frame, seconds of a video, characters of a prompt."""
+
+    pixels: int
+    seconds: float
+    prompt: int
+
+
 class ModelCard(BaseModel):
+    """`step`: frames between two lengths that cost differently; `side`: the same in pixels. `pictures`: what the model
+    cannot do without, 1: the first, 2: the first and the last. `examples`: prompts in words that it was taught."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "worldline"
     defaults: dict[str, Any]
+    limits: Most
+    shapes: list[Shape]
+    step: int
+    side: int
+    pictures: int
+    examples: list[str]
 
 
 class ModelPage(BaseModel):

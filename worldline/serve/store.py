@@ -65,12 +65,14 @@ class Store:
 
     def remove(self, folder: str) -> None:
         """Everything under a folder, which need not exist."""
+        self.fs.invalidate_cache()  # others put files here too
         if self.fs.exists(self._path(folder)):
             self.fs.rm(self._path(folder), recursive=True)
 
     def names(self, folder: str = "") -> list[str]:
         """What lies in a folder, or the ids that something lies under."""
         place = self._path(folder).rstrip("/")
+        self.fs.invalidate_cache()
         if not self.fs.exists(place):
             return []
         return [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(place, detail=False)]

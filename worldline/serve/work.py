@@ -15,9 +15,13 @@ from worldline.generate.board import Board, Card
 from worldline.generate.pipeline import Pipeline, Progress, load
 from worldline.generate.result import Result
 from worldline.generate.storyboard import storyboard
+from worldline.media.provenance import Parent
 from worldline.media.read import Video, read_image, read_video
 from worldline.serve.files import LATENTS, Done, Made, write_files
 from worldline.serve.orders import Order
+
+# What an order's clips are to what is made of them; its pictures are shown to the model.
+ROLES: dict[str, Any] = {"video.sent": "opened", "second.sent": "placed"}
 
 
 class Painter:
@@ -33,7 +37,9 @@ class Painter:
         return pipeline
 
     def do(self, order: Order, folder: Path, progress: Progress) -> Done:
-        return write_files(make(self.pipeline, order, folder, progress, self.max_bytes), folder)
+        made = make(self.pipeline, order, folder, progress, self.max_bytes)
+        parents = [Parent(folder / name, ROLES.get(name, "input")) for name in order.inputs]
+        return write_files(made._replace(parents=parents), folder)
 
     def together(self, orders: Sequence[Order], folders: Sequence[Path], progress: Progress) -> Iterator[Done]:
         requests = [self.pipeline.request(order.prompt, **_settings(order)) for order in orders]

@@ -69,7 +69,8 @@ class Packing:
         self.cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0)  # (B+1,)
         self.segments = Segments(self.cu_seqlens)
         self.equal = len(set(lengths)) == 1
-        self.rows, self.real, _ = self.segments.padding(0, len(lengths))  # (B, L), (M,)
+        self.rows, absent = self.segments.padding(0, len(lengths))  # (B, L)
+        self.real = absent.back  # (M,)
         self.padded = Segments(torch.arange(len(lengths) + 1, device=device) * self.rows.shape[1])
         self.places = torch.cat([torch.arange(n, device=device) for n in lengths])  # (M,) place in its sample
 

@@ -24,6 +24,7 @@ from worldline.diffusion.timesteps import logit_normal
 from worldline.dit.model import DiT, DiTConfig
 from worldline.errors import UserError
 from worldline.nn.hollow import bare
+from worldline.parallel.mesh import join
 from worldline.text import WordConfig
 from worldline.train.dit import (
     DTYPES,
@@ -276,7 +277,8 @@ def run(plan: ScalingPlan, out: str | Path, say: Say = print) -> Report:
     """
     out, ladder, tried = Path(out), rungs(plan), trials(plan)
     vae = load_vae(plan.base.vae)
-    feed = feed_of(plan.base, vae, out, say)
+    crew = join(plan.base.parallel, plan.base.device)
+    feed = feed_of(plan.base, vae, crew.device, out, say)
     clocked = Clock([*tried, *ladder], out, say)
     for rung in [*ladder[:1], *tried, *ladder[1 : plan.fitted]]:
         clocked.train(rung, feed)
@@ -352,7 +354,8 @@ class Clock:
         _claim(rung, folder)
         if self._done(rung) >= rung.plan.loop.steps:
             return
-        plan, device = rung.plan, torch.device(rung.plan.device)
+        plan = rung.plan
+        crew = join(plan.parallel, plan.device)
         self.say(
             f"{rung.name}: {rung.parameters:,} parameters, {plan.loop.steps} steps; left in all {clock(self.left())}"
         )
@@ -365,7 +368,7 @@ class Clock:
             self.missing[rung.name] = plan.loop.steps - step
             self.say(f"{rung.name}: step {step} of {plan.loop.steps}; left in all {clock(self.left())}")
 
-        task = task_of(plan, build(plan).to(device), feed, device)
+        task = task_of(plan, build(plan).to(crew.device), feed, crew)
         outcome = run_task(task, plan, folder, resume=True, hooks=[Hook(plan.loop.validate_every, tick)], quiet=True)
         if not outcome.finished:
             raise KeyboardInterrupt

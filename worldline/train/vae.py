@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from worldline.checkpoints.image_vae import load_image_vae
 from worldline.errors import UserError
-from worldline.train.loop import Callback, Hook, Outcome, Task
+from worldline.parallel.mesh import join
+from worldline.train.loop import Callback, Hook, Outcome, Pack, Task
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, numpy_rng, plan_dict, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, ParallelPlan, numpy_rng, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan, Slices, cache_clips, held_out, to_pixels
 from worldline.vae.adversarial import Discriminator, adaptive_weight, hinge, judged
 from worldline.vae.codec import CodecConfig, VideoCodec
@@ -60,6 +61,7 @@ class VAEPlan:
     device: str = "cpu"
     optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=2e-3, warmup=100, ema=0.999))
     loop: LoopPlan = field(default_factory=LoopPlan)
+    parallel: ParallelPlan = field(default_factory=ParallelPlan)
 
 
 @dataclass(frozen=True)
@@ -116,20 +118,24 @@ def _open_clips(path: str, height: int, width: int) -> np.ndarray:
     return clips
 
 
-def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int) -> Batch:
-    """The batch of a step: rows, lengths and crops all follow from (plan.seed, step)."""
-    rng = numpy_rng(plan.seed, step, "vae-batch")
+def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int, number: int = 0) -> Pack:
+    """A pack of a step: rows, lengths and crops all follow from (plan.seed, step, number); packs are of one length."""
     full = plan.clips.frames
-    frames = min(int(rng.choice(plan.lengths)), full)
-    rows = min(plan.batch * 4, max(1, plan.batch * full // frames))
+    frames = min(int(numpy_rng(plan.seed, step, "vae-length").choice(plan.lengths)), full)
+    rng = numpy_rng(plan.seed, step, f"vae-pack-{number}")
+    batch = plan.batch // plan.parallel.packs
+    rows = min(batch * 4, max(1, batch * full // frames))
     real_rows = round(rows * plan.real_fraction) if real is not None else 0
-    world = clips[rng.integers(len(clips), size=rows - real_rows)]
+    chosen = rng.integers(len(clips), size=rows - real_rows)
+    world = clips[chosen]
     start = int(rng.integers(full - frames + 1))
     arrays = [world[:, start : start + frames]]
     if real is not None and real_rows:
         arrays.append(real.draw(rng, real_rows, frames))
     pixels = to_pixels(np.concatenate(arrays))
-    return Batch(pixels, torch_rng(plan.seed, step, "vae-noise", plan.device), step / plan.loop.steps)
+    noise = torch_rng(plan.seed, step, f"vae-noise-{number}", plan.device)
+    names = (*(f"world/{row}" for row in chosen), *["real"] * real_rows)
+    return Pack(Batch(pixels, noise, step / plan.loop.steps), (float(rows),), names)
 
 
 class Trainee(nn.Module):
@@ -207,15 +213,16 @@ def train(
     """
     out = Path(out)
     plan_check(plan)
-    clips = cache_clips(plan.clips, out / "clips", say)
+    crew = join(plan.parallel, plan.device)
     unseen = held_out(plan.clips, plan.validate_clips)
-    worlds = cache_clips(unseen, out / "clips-validation", say)[np.arange(plan.validate_clips)]
+    with crew.first_alone():
+        clips = cache_clips(plan.clips, out / "clips", say)
+        worlds = cache_clips(unseen, out / "clips-validation", say)[np.arange(plan.validate_clips)]
     real = RealClips(plan.real, plan.clips.height, plan.clips.width) if plan.real else None
     footage = real.validation(plan.validate_clips, plan.clips.frames) if real else np.empty((0,), np.uint8)
-    device = torch.device(plan.device)
-    model = build(plan, clips, real).to(device)
+    model = build(plan, clips, real).to(crew.device)
     frozen = {name: value.detach().cpu().clone() for name, value in model.vae.state_dict().items()}
-    distance = Lpips.load(plan.lpips).to(device, DTYPES[plan.dtype]) if plan.perceptual else None
+    distance = Lpips.load(plan.lpips).to(crew.device, DTYPES[plan.dtype]) if plan.perceptual else None
 
     def validate(averaged: nn.Module) -> dict[str, float]:
         assert isinstance(averaged, Trainee)
@@ -226,7 +233,7 @@ def train(
 
     task = Task(
         model=model,
-        batch=lambda step: make_batch(plan, clips, real, step),
+        pack=lambda step, number: make_batch(plan, clips, real, step, number),
         loss=lambda module, batch: trainee_loss(plan, module, batch, distance),  # type: ignore[arg-type]
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
@@ -234,8 +241,9 @@ def train(
     )
     calls = {name: _of_vae(call) for name, call in (callbacks or {}).items()}
     outcome = run_task(task, plan, out, resume, hooks_of(plan.loop, calls))
-    learned = {name.removeprefix("vae."): v for name, v in outcome.weights.items() if name.startswith("vae.")}
-    export(model.vae.config, {**frozen, **learned}, out / "vae")
+    if crew.first:
+        learned = {name.removeprefix("vae."): v for name, v in outcome.weights.items() if name.startswith("vae.")}
+        export(model.vae.config, {**frozen, **learned}, out / "vae")
     return outcome
 
 
@@ -284,6 +292,8 @@ def plan_check(plan: VAEPlan) -> None:
                         "structure, which needs none")  # fmt: skip
     if plan.adversarial and plan.discriminator_width % 8:
         raise UserError(f"discriminator_width: {plan.discriminator_width} must be a multiple of 8")
+    if plan.batch % plan.parallel.packs:
+        raise UserError(f"batch: {plan.batch} clips cannot be cut into {plan.parallel.packs} packs")
 
 
 def export(config: VAEConfig | CodecConfig, weights: Mapping[str, Tensor], folder: Path) -> Path:

@@ -96,7 +96,9 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        return causal_conv(x, history.recall(self, x, 2), self.weight, self.bias)
+        y = causal_conv(x, history.past(self), self.weight, self.bias)
+        history.keep(self, x, 2)
+        return y
 
 
 class Block(nn.Module):
@@ -158,10 +160,11 @@ class Shrink(nn.Module):
         x = conv2d(x, self.space.weight, self.space.bias, stride=2)
         if self.time is None:
             return x
-        past = history.recall(self, x, 1)
+        past = history.past(self)
         if past is None and history.started:
             past = torch.zeros_like(x[:, :1])  # a stream out of the middle of a video
         whole = x if past is None else torch.cat([past, x], dim=1)  # pairs, and the frame before them
+        history.keep(self, x, 1)
         halved = self.time(torch.cat([whole[:, :-2:2], whole[:, 1::2], whole[:, 2::2]], dim=-1))
         return torch.cat([x[:, :1], halved], dim=1) if past is None else halved
 
@@ -183,8 +186,9 @@ class Grow(nn.Module):
     def _double(self, x: Tensor, history: History) -> Tensor:
         """(B, T, H, W, C) -> (B, 2T, H, W, C)."""
         assert self.time is not None
-        past = history.recall(self, x, 2)
+        past = history.past(self)
         whole = torch.cat([x.new_zeros(x.shape[0], 2, *x.shape[2:]) if past is None else past, x], dim=1)
+        history.keep(self, x, 2)
         pairs = self.time(torch.cat([whole[:, :-2], whole[:, 1:-1], x], dim=-1))
         return pairs.unflatten(-1, (2, -1)).movedim(4, 2).flatten(1, 2)
 

@@ -72,29 +72,27 @@ class History:
         self.started = started
         self._last: dict[nn.Module, Tensor] = {}
 
-    def swap(self, owner: nn.Module, current: Tensor) -> Tensor:
-        """Store the last group of `current` (B, T, H, W, C); return the one stored before it (B, 1, H, W, C).
+    def past(self, owner: nn.Module) -> Tensor | None:
+        """The frames (B, frames, ...) that `owner` kept last; None at the start. They change when it keeps others."""
+        return self._last.get(owner)
 
-        Zeros stand before the first group.
+    def keep(self, owner: nn.Module, current: Tensor, frames: int) -> None:
+        """Store the last `frames` frames of `owner`'s input `current` (B, T, ...).
+
+        Where too few are known, zeros stand before what is stored. Without gradients they take the place of those
+        before: a stream that went on making new tensors would leave ever more holes between them.
         """
-        past = self.recall(owner, current, 1)
-        return torch.zeros_like(current[:, :1]) if past is None else past
-
-    def recall(self, owner: nn.Module, current: Tensor, frames: int) -> Tensor | None:
-        """Store the last `frames` frames of `owner`'s input `current` (B, T, ...); return those stored before.
-
-        (B, frames, ...), or None at the start. Where too few are known, zeros stand before what is stored.
-        """
-        past = self._last.get(owner)
-        last = current[:, -frames:]
+        past, last = self._last.get(owner), current[:, -frames:]
         missing = frames - last.shape[1]
         if missing:
             before = last.new_zeros(last.shape[0], missing, *last.shape[2:]) if past is None else past[:, -missing:]
             last = torch.cat([before, last], dim=1)
-        elif not torch.is_grad_enabled():
-            last = last.clone()  # a view keeps the whole chunk alive
-        self._last[owner] = last
-        return past
+        if torch.is_grad_enabled():
+            self._last[owner] = last
+        elif past is None:
+            self._last[owner] = last if missing else last.clone()  # a view keeps the whole chunk alive
+        else:
+            past.copy_(last)
 
 
 class CodecConfig(Protocol):

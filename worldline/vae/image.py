@@ -89,9 +89,9 @@ class TimeLayer(nn.Module):
     def forward(self, x: Tensor, history: History) -> Tensor:
         h = self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         first = h[:, :1]  # of a stream: it stands before itself
-        past = history.recall(self, h if history.started else torch.cat([first, h], dim=1), 2)
-        past = torch.cat([first, first], dim=1) if past is None else past
-        whole = torch.cat([past, h], dim=1)  # (B, 2 + T, C, H, W)
+        past = history.past(self)
+        whole = torch.cat([first, first, h] if past is None else [past, h], dim=1)  # (B, 2 + T, C, H, W)
+        history.keep(self, whole[:, 1:], 2)
         changes = torch.cat([whole[:, :-2] - h, whole[:, 1:-1] - h], dim=2).flatten(0, 1)
         return x + self.out(F.silu(self.conv(changes))).unflatten(0, x.shape[:2])
 

@@ -70,8 +70,9 @@ class TemporalMix(nn.Module):
         self.linear = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        past = history.swap(self, x)  # (B, 1, H, W, C)
-        shifted = torch.cat([past, x[:, :-1]], dim=1)  # (B, T, H, W, C)
+        past = history.past(self)  # (B, 1, H, W, C)
+        shifted = torch.cat([torch.zeros_like(x[:, :1]) if past is None else past, x[:, :-1]], dim=1)  # (B, T, H, W, C)
+        history.keep(self, x, 1)
         return self.linear(torch.cat([x, shifted], dim=-1))
 
 

@@ -73,7 +73,7 @@ def _decoded(
         yield from map(shown, _decode_blended(vae, arriving, cut) if cut.blended else _decode_joined(vae, arriving))
         return
     history = History()
-    parts = (part for piece in arriving for part in piece.split(cut.frames, dim=2) if part.shape[2])
+    parts = _chunks(arriving, cut.frames)
     if cut.side:
         yield from _decoded_tiles(vae, parts, cut, shown)
         return
@@ -81,6 +81,16 @@ def _decoded(
         with torch.no_grad():  # chunk by chunk: a generator that is left half way would leave the mode behind
             pixels = vae.decode_chunk(part, history)
         yield shown(pixels)
+
+
+def _chunks(arriving: Iterator[Tensor], frames: int) -> Iterator[Tensor]:
+    """Latents in pieces -> the first latent frame, then so many at a time: each of those has frames behind it, so that
+    a long video takes no more memory than a short one."""
+    lead = 1
+    for piece in arriving:
+        first, rest = piece[:, :, :lead], piece[:, :, lead:]
+        yield from (part for part in (first, *rest.split(frames, dim=2)) if part.shape[2])
+        lead = 0 if piece.shape[2] else lead
 
 
 def _groups(vae: VideoCodec, chunks: Iterable[Tensor], started: bool) -> Iterator[Tensor]:

@@ -119,9 +119,11 @@ def read_facts(text: str) -> Facts:
             words = words[: match.start()] + " , " + words[match.end() :]
     if match := _CAMERA.search(words):
         verb, way = match["verb"].removesuffix("s"), match["way"]
-        verb = "pan" if verb in ("move", "go", "travel", "glide") else "orbit" if verb == "circle" else verb
-        room["camera"] = f"{verb} {'in' if way == 'closer' else way}"
-        words = words[: match.start()] + " , " + words[match.end() :]
+        verb = "pan" if verb in ("move", "goe", "travel", "glide") else "orbit" if verb == "circle" else verb
+        camera = f"{verb} {'in' if way == 'closer' else way}"
+        if camera in captions.CAMERA_WORDS:  # no camera zooms left
+            room["camera"] = camera
+            words = words[: match.start()] + " , " + words[match.end() :]
     reader = _Reader(words.split())
     reader.read()
     return reader.facts(room)
@@ -261,7 +263,7 @@ class _Reader:
                 relation = (word.strip("<>"), len(self.things) - 1)
             elif word == "behind" and {"screen", "wall"} & set(self.words[at : at + 4]):
                 self.event = "hide"
-            elif word in captions.COLOUR_WORDS or word.isdigit():
+            elif word in captions.COLOUR_WORDS or word.isdecimal():
                 self.loose.append(word)
             last = "word"
             at += 1
@@ -273,14 +275,14 @@ class _Reader:
             if word in _SHAPES:
                 shape, many = _SHAPES[word]
                 count = int(said.get("count", 2 if many else 1))
-                if self.words[at + used + 1 : at + used + 3] == ["that", "is"]:
+                if self.words[at + used + 1 : at + used + 3] == ["that", "is"] and at + used + 3 < len(self.words):
                     said["colour"], used = self.words[at + used + 3], used + 3
                 return Said(shape, str(said.get("colour", "")), str(said.get("size", "")), count=count), used + 1
             if word in captions.COLOUR_WORDS:
                 said["colour"] = word
             elif word in captions.SIZE_WORDS:
                 said["size"] = word
-            elif word.isdigit() and 1 <= int(word) <= 99:
+            elif word.isdecimal() and len(word) < 3 and int(word):
                 said["count"] = int(word)
             elif word not in _ARTICLES and (not said or not word.isalpha() or word in _STRUCTURE):
                 break  # of other words ("a mauve soup tin") what follows may still be a noun
