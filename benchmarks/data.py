@@ -23,8 +23,8 @@ from worldline.data.packing import Packer
 from worldline.data.shards import Shards
 from worldline.media.write import write_video
 from worldline.recipes.clips import dit as recipe
-from worldline.train.clips import cost_of, shards_of, source_of
-from worldline.train.dit import DiTPlan, Sample, TextToVideo, assemble, build, flow_loss, load_vae, vae_hash
+from worldline.train.clips import shards_of, source_of
+from worldline.train.dit import DiTPlan, Sample, TextToVideo, assemble, build, cost_of, flow_loss, load_vae, vae_hash
 from worldline.train.plan import torch_rng
 from worldline.worlds.captions import caption
 from worldline.worlds.render import render

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldline.data.packing import Cost, Packer
+from worldline.data.packing import Cost, Packer, balanced
 from worldline.errors import UserError
 
 MIXED = np.random.default_rng(0).choice([16, 80, 120, 144, 240, 320, 1200, 1800], 12_000)
@@ -49,3 +49,15 @@ def test_what_cannot_be_packed_is_told() -> None:
         Packer(MIXED, 1024, 0)
     with pytest.raises(UserError, match="no samples"):
         Packer([], 1024, 0)
+
+
+def test_balanced_parts_hold_every_item_once_and_cost_alike():
+    rng = np.random.default_rng(0)
+    costs = COST.of(rng.integers(50, 1500, 64)).tolist()
+    parts = balanced(costs, 4)
+    assert sorted(item for part in parts for item in part) == list(range(64))
+    assert all(part == sorted(part) for part in parts)
+    loads = [sum(costs[i] for i in part) for part in parts]
+    assert max(loads) < 1.02 * min(loads)
+    assert balanced(costs, 1) == [list(range(64))]
+    assert balanced([1.0], 3) == [[0], [], []]

@@ -172,7 +172,8 @@ def test_config_survives_json_and_refuses_what_cannot_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("tiny", (5, 8)), ("small", (40, 60)), ("base", (100, 140)), ("xl", (500, 800))]
+    ("name", "millions"),
+    [("tiny", (5, 8)), ("small", (40, 60)), ("base", (290, 330)), ("xl", (1250, 1400)), ("xxl", (10_500, 11_500))],
 )
 def test_presets_are_of_their_size(name: str, millions: tuple[int, int]) -> None:
     with torch.device("meta"):

@@ -66,7 +66,7 @@ def test_a_run_stops_resumes_and_exports(plan: task.CaptionerPlan, finished: Pat
 def test_batches_are_pure_and_true(plan: task.CaptionerPlan, finished: Path) -> None:
     net = task.build(plan)
     worlds = [task.Worlds.of(plan.clips, finished / "clips", print)]
-    one, other = (task.make_batch(plan, net, worlds, 3) for _ in range(2))
+    one, other = (task.make_batch(plan, net, worlds, 3).data for _ in range(2))
     assert torch.equal(one.frames, other.frames)
     assert torch.equal(one.words, other.words)
     assert one.layouts.shape == (2, len(LESSON), 3, 4, 4)

@@ -28,7 +28,7 @@ from worldline.train import clips, dit
 from worldline.train.doctor import examine, leaks
 from worldline.train.doctor_report import report
 from worldline.train.plan import LoopPlan, OptimPlan
-from worldline.train.vae import VAEPlan, export
+from worldline.train.vae import export
 from worldline.vae.model import MICRO, VideoVAE
 
 pytest.importorskip("pyarrow")
@@ -54,7 +54,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(tmp_path_factory: pytest.TempPathFactory) -> dit.DiTPlan:
     folder = tmp_path_factory.mktemp("vae")
     torch.manual_seed(0)
-    export(VAEPlan(config=MICRO), VideoVAE(MICRO).state_dict(), folder / "vae")
+    export(MICRO, VideoVAE(MICRO).state_dict(), folder / "vae")
     return dit.DiTPlan(
         vae=str(folder),
         fit=FitPlan(pixels=64 * 32, max_frames=9, fps=8.0, min_side=16),

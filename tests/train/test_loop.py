@@ -1,6 +1,7 @@
 """The loop: stops, resumes, skips and logs without changing a bit of the result."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from worldline.train import checkpoint
 from worldline.train.loop import Hook, train
 from worldline.train.optim import learning_rate
 from worldline.train.plan import OptimPlan
+
+FILE = "shard-00001-model-00001-of-00001.safetensors"  # of the first process
 
 
 def same(left: dict, right: dict) -> bool:
@@ -41,11 +44,11 @@ def test_damaged_newest_checkpoint_falls_back_and_ends_in_the_same_bits(tmp_path
     plan = ToyPlan()
     whole = train(toy_task(plan), plan, tmp_path / "run", quiet=True)
     newest = tmp_path / "run" / "checkpoints" / "step-00000030"
-    data = (newest / "optim.safetensors").read_bytes()
-    (newest / "optim.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    data = (newest / FILE).read_bytes()
+    (newest / FILE).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     again = train(toy_task(plan), plan, tmp_path / "run", resume=True)
     said = capsys.readouterr().out
-    assert "step-00000030 is damaged (optim.safetensors does not match its SHA-256)" in said
+    assert f"step-00000030 is damaged ({FILE} does not match its SHA-256)" in said
     assert "resumed at step 20" in said
     assert same(whole.weights, again.weights)
 
@@ -59,13 +62,62 @@ def test_a_poisoned_batch_is_skipped_and_recorded(tmp_path):
     assert (state["skipped"], state["updates"]) == (2, 28)
     skips = [r for r in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "skipped" in r]
     assert [record["step"] for record in skips] == [5, 6]
+    assert [record["samples"] for record in skips] == [["4/0"], ["5/0"]]
 
 
 def test_a_run_of_nothing_but_nan_gives_up_in_one_line(tmp_path):
     plan = ToyPlan()
     plan = dataclasses.replace(plan, loop=dataclasses.replace(plan.loop, steps=1000))
-    with pytest.raises(UserError, match=r"optim\.lr: 100 updates in a row were not finite"):
+    with pytest.raises(UserError, match=r"optim\.lr: 11 updates in a row were not finite"):
         train(toy_task(plan, lambda step: "poison"), plan, tmp_path, quiet=True)
+
+
+def test_a_stretch_of_bad_samples_is_passed_over_from_the_last_checkpoint(tmp_path, capsys):
+    plan = ToyPlan()
+    plan = dataclasses.replace(plan, loop=dataclasses.replace(plan.loop, skips=2))
+    seen = []
+
+    def poison(step):
+        seen.append(step)
+        return "poison" if 14 <= step < 17 else None
+
+    outcome = train(toy_task(plan, poison), plan, tmp_path)
+    # Steps 10 to 13 are learned again from the samples that follow the bad ones, which never come back.
+    assert seen == [*range(17), *range(17, 37)]
+    assert "3 updates in a row were not finite: back at step 10" in capsys.readouterr().out
+    state = checkpoint.load(tmp_path / "checkpoints" / "step-00000030").state
+    assert (state["skipped"], state["updates"], state["passed"], state["rollbacks"]) == (3, 30, 7, 1)
+    again = train(toy_task(plan, poison), plan, tmp_path, resume=True, quiet=True)
+    assert same(outcome.weights, again.weights)
+
+
+def test_bad_samples_without_end_are_given_up(tmp_path):
+    plan = ToyPlan()
+    plan = dataclasses.replace(plan, loop=dataclasses.replace(plan.loop, skips=1, rollbacks=2))
+    with pytest.raises(UserError, match=r"optim\.lr: 2 updates in a row were not finite"):
+        train(toy_task(plan, lambda step: "poison" if step >= 12 else None), plan, tmp_path, quiet=True)
+    state = checkpoint.load(tmp_path / "checkpoints" / "step-00000010").state
+    assert state["rollbacks"] == 2
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path, monkeypatch, capsys):
+    plan = ToyPlan()
+    whole = train(toy_task(plan), plan, tmp_path / "whole", quiet=True)
+    publish = checkpoint._publish
+
+    def full(part, final, state):
+        if state["step"] == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        publish(part, final, state)
+
+    monkeypatch.setattr(checkpoint, "_publish", full)
+    outcome = train(toy_task(plan), plan, tmp_path / "run")
+    assert "step 20: no checkpoint (No space left on device); the one before is kept" in capsys.readouterr().out
+    assert sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step-00000010",
+        "step-00000030",
+    ]
+    assert same(whole.weights, outcome.weights)
 
 
 def test_an_old_run_is_never_overwritten(tmp_path):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from worldline.train.loop import Task
-from worldline.train.plan import LoopPlan, OptimPlan, torch_rng
+from worldline.train.loop import Pack, Task
+from worldline.train.plan import LoopPlan, OptimPlan, ParallelPlan, torch_rng
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class ToyPlan:
     seed: int = 3
     optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=3e-3, warmup=5))
     loop: LoopPlan = field(default_factory=lambda: LoopPlan(steps=30, checkpoint_every=10, log_every=5))
+    parallel: ParallelPlan = field(default_factory=ParallelPlan)
 
 
 def toy_task(plan: ToyPlan, on_batch: Callable[[int], None] = lambda step: None, dtype=torch.bfloat16) -> Task:
@@ -24,11 +25,12 @@ def toy_task(plan: ToyPlan, on_batch: Callable[[int], None] = lambda step: None,
     torch.manual_seed(plan.seed)
     model = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8))
 
-    def batch(step: int) -> Tensor:
-        x = torch.randn(16, 8, generator=torch_rng(plan.seed, step, "toy"))
-        return x * float("nan") if on_batch(step) == "poison" else x
+    def pack(step: int, number: int) -> Pack:
+        x = torch.randn(16, 8, generator=torch_rng(plan.seed, step, f"toy-{number}"))
+        poison = on_batch(step) == "poison"
+        return Pack(x * float("nan") if poison else x, (16.0,), (f"{step}/{number}",))
 
     def loss(module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return (module(x.to(dtype)) - x.flip(1)).float().square().mean(), {}
 
-    return Task(model, batch, loss, samples=16, dtype=dtype)
+    return Task(model, pack, loss, samples=16, dtype=dtype)

@@ -19,15 +19,16 @@ from worldline.cli.generate import add_generate
 from worldline.cli.models import add_convert, add_export, add_info, add_train
 from worldline.cli.parser import Parser
 from worldline.cli.plan import add_plan
+from worldline.cli.scaling import add_scaling
 from worldline.cli.serve import add_serve, add_worker
 from worldline.cli.verify import add_verify
 from worldline.cli.worlds import add_eval, add_worlds
-from worldline.errors import UserError
+from worldline.errors import EXIT_RESUMABLE, Resumable, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit code: 0 done, 1 what was checked is not so, 2 a mistake of the user (one
-    line on stderr), 130 Ctrl-C."""
+    line on stderr), 75 stopped and can be resumed, 130 Ctrl-C."""
     parser = build_parser()
     try:
         args, rest = parser.parse_known_args(normalised(sys.argv[1:] if argv is None else argv))
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code or 0
     except UserError as error:
         return _fail(str(error))
+    except Resumable as error:
+        return _fail(str(error), code=EXIT_RESUMABLE)
     except BrokenPipeError:  # `worldline ... | head`: the reader left, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -76,7 +79,7 @@ def build_parser() -> Parser:
     parser.set_defaults(run=lambda args: parser.print_help(), parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=Parser)
     data = (add_curate, add_caption, add_rewrite, add_shards, add_doctor)
-    models = (add_train, add_eval, add_export, add_convert, add_info, add_plan)
+    models = (add_train, add_scaling, add_eval, add_export, add_convert, add_info, add_plan)
     for add in (add_generate, add_edits, add_verify, add_worlds, *data, *models, add_serve, add_worker):
         add(verbs)
     return parser

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from worldline.cli.parser import Parser, Verbs, add_verb, emit, note, number, progress, recipe
+from worldline.cli.parser import Parser, Verbs, add_verb, emit, note, number, progress, recipe, staged
 from worldline.errors import UserError
 
 
@@ -15,6 +15,7 @@ def _add_dataset(parser: Parser) -> None:
     kinds = "manifest, table (.csv .parquet .jsonl .json), folder of videos with .txt beside them, WebDataset tars"
     add("dataset", metavar="DATASET", help=kinds)
     add("--recipe", default="clips", help="plan of a training run, whose shapes and models count")
+    add("--stage", default=None, help="stage of a recipe that has several; its first unless given")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, such as fit.max_frames=33")
 
 
@@ -62,7 +63,7 @@ def run_shards(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Any:
-    plan = recipe(args.recipe, "dit")
+    plan = staged(recipe(args.recipe, "dit"), args.stage)[0]
 
     from worldline.train.plan import plan_overrides
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worldline.cli.parser import Verbs, add_verb, emit, recipe
+from worldline.cli.parser import Verbs, add_verb, emit, number, recipe, staged
 
 
 def add_train(verbs: Verbs) -> None:
@@ -18,34 +20,85 @@ def add_train(verbs: Verbs) -> None:
     add = parser.add_argument
     add("what", choices=("vae", "dit", "captioner"), help="which of them")
     add("--recipe", default="tiny", help="plan to start from")
+    add("--stage", default=None, help="one stage of a recipe that has several; all, one after another, unless given")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, for example optim.lr=1e-4")
     add("--out", default=None, help="folder of the run; runs/<name of the plan> unless given")
     add("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
-    add("--dry-run", action="store_true", help="print the plan and its cost, train nothing")
+    add("--dry-run", action="store_true", help="print tokens, operations, memory and time, train nothing")
+    add = parser.add_argument_group("of --dry-run, the machine that is to train").add_argument
+    add("--gpus", type=number("--gpus", True, "64"), default=None, help="how many; this machine unless given")
+    add("--tflops", type=number("--tflops", example="989"), default=989.0, help="peak of one, of an H100 in bf16")
+    add("--mfu", type=number("--mfu", example="0.4"), default=0.4, help="share of the peak that the model reaches")
+    add("--price", type=number("--price", example="2.5"), default=0.0, help="of one for an hour")
+    add("--gpu-memory", type=number("--gpu-memory", example="80"), default=80.0, help="GB of one")
+    add("--shard", type=number("--shard", True, "8"), default=0, help="ranks that hold one copy of the weights; 0: all")
+    add("--context", type=number("--context", True, "2"), default=1, help="ranks that hold one sample")
 
 
-def run_train(args: argparse.Namespace) -> None:
-    """Read the recipe, apply --set, and run."""
-    plan = recipe(args.recipe, args.what)
+def run_train(args: argparse.Namespace) -> int | None:
+    """Read the recipe, apply --set, and run; under torchrun with the other processes, of which the first speaks."""
+    plans = staged(recipe(args.recipe, args.what), args.stage)
 
-    from worldline.train.plan import plan_dict, plan_overrides
+    from worldline.train.plan import plan_overrides
 
-    plan = plan_overrides(plan, args.set)
+    plans = [plan_overrides(plan, args.set) for plan in plans]
     trainer = importlib.import_module(f"worldline.train.{args.what}")
     if args.dry_run:
-        return emit(args, plan_dict(plan), trainer.dry_run(plan))
+        _dry_run(args, trainer, plans)
+        return None
+    from worldline.errors import EXIT_RESUMABLE
     from worldline.generate.preview import reconstruction_sheet, sample_sheet
+    from worldline.parallel.mesh import join, leave
+    from worldline.train.report import write_report
 
-    out = Path(args.out or f"runs/{plan.name}")
+    crew = join(plans[0].parallel, plans[0].device)
     previews: dict[str, dict[str, Any]] = {
         "vae": {"sample": reconstruction_sheet},
         "dit": {"sample": sample_sheet, "score": _score},
         "captioner": {},
     }
-    outcome = trainer.train(plan, out, args.resume, previews[args.what], say=lambda line: print(line, file=sys.stderr))
-    data = {"out": str(out), "step": outcome.step, "finished": outcome.finished}
+
+    def say(line: str) -> None:
+        if crew.first:
+            print(line, file=sys.stderr)
+
+    for plan, out in in_folders(plans, args.recipe, args.out):
+        outcome = trainer.train(plan, out, args.resume, previews[args.what], say=say)
+        report = write_report(out, plan, "finished" if outcome.finished else "stopped") if crew.first else None
+        if not outcome.finished:
+            break
+    leave()
+    data = {"out": str(out), "step": outcome.step, "finished": outcome.finished, "report": str(report)}
     state = "finished" if outcome.finished else "stopped, continue with --resume"
-    emit(args, data, f"{out}: {state} at step {outcome.step}")
+    if crew.first:
+        emit(args, data, f"{out}: {state} at step {outcome.step}; {report}")
+    return EXIT_RESUMABLE if outcome.told else None
+
+
+def in_folders(plans: Sequence[Any], name: str, out: str | None) -> Iterator[tuple[Any, Path]]:
+    """Each plan with its run's folder; of several, the later ones begin with the weights of the one before."""
+    if len(plans) == 1:
+        yield plans[0], Path(out or f"runs/{plans[0].name}")
+        return
+    root, before = Path(out or f"runs/{name}"), None
+    for plan in plans:
+        yield plan if before is None else replace(plan, start=str(before / "model")), root / plan.name
+        before = root / plan.name
+
+
+def _dry_run(args: argparse.Namespace, trainer: Any, plans: Sequence[Any]) -> None:
+    """Print what training would take: here, or on the GPUs that are asked for."""
+    from worldline.train import cost
+    from worldline.train.plan import describe, plan_dict
+
+    if args.what == "captioner":
+        return emit(args, plan_dict(plans[0]), trainer.dry_run(plans[0]))
+    machine = cost.here(plans[0]) if args.gpus is None else cost.Machine(
+        args.gpus, args.tflops * 1e12, args.mfu, args.price, args.gpu_memory * 1e9, args.shard, args.context
+    )  # fmt: skip
+    found = cost.estimate(plans, machine)
+    settings = [describe(plan) for plan in plans] if len(plans) == 1 else []
+    emit(args, cost.as_json(plans, found), "\n".join([*found.lines(), *settings]))
 
 
 def _score(step: int, parts: Any, folder: Path) -> dict[str, float]:

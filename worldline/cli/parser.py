@@ -117,3 +117,14 @@ def recipe(name: str, what: str) -> Any:
     if not hasattr(module, what):
         raise UserError(f"--recipe {name}: has no plan for `{what}`; use {'footage' if what == 'curate' else 'tiny'}")
     return getattr(module, what)()
+
+
+def staged(plans: Any, stage: str | None) -> list[Any]:
+    """The stages of a recipe's plan, or the one that is asked for; raises UserError naming those that there are."""
+    found = list(plans) if isinstance(plans, tuple) else [plans]
+    if stage is None:
+        return found
+    names = [plan.name for plan in found]
+    if stage not in names:
+        raise UserError(f"--stage {stage[:40]!r}: unknown; one of {', '.join(names)}")
+    return [found[names.index(stage)]]

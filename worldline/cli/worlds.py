@@ -121,6 +121,44 @@ def add_eval(verbs: Verbs) -> None:
     _add_common(parser, 16, "how many worlds")
     parser.add_argument("--lengths", default="17,65,257", help="frames after which is looked, with commas")
 
+    about = "an autoencoder: PSNR, SSIM and flicker of what it keeps of unseen worlds and of footage"
+    parser = add_verb(below, "vae", run_eval_vae, about)
+    add = parser.add_argument
+    add("--vae", default=None, help="run of `train vae`, or model folder; the shipped model's unless given")
+    add("--real", action="append", default=[], metavar="NPY", help="clips, uint8 (N, T, H, W, 3), none of them learned")
+    add("--n", type=number("--n", True, "32"), default=32, help="how many worlds, and how many clips of each file")
+    add("--size", default="64x64", help="WIDTHxHEIGHT of the worlds in pixels")
+    add("--seed", type=number("--seed", True, "0"), default=0, help="seed of the worlds")
+
+
+def run_eval_vae(args: argparse.Namespace) -> None:
+    """Code unseen clips and compare."""
+    from worldline.generate.request import check_range, read_size
+
+    check_range("--n", args.n, 1, 10_000, whole=True)
+    width, height = read_size(args.size)
+
+    import numpy as np
+
+    from worldline.checkpoints import layout
+    from worldline.eval.codec import judge
+    from worldline.train.vae import RealClips, load_codec
+    from worldline.worlds.render import render
+    from worldline.worlds.scene import sample_scene
+
+    vae = load_codec(args.vae or layout.check(None))
+    footage = {Path(path).stem: RealClips((path,), 1, 1).files[0] for path in args.real}
+    worlds = []
+    with progress("rendering") as update:
+        for index in range(args.n):
+            scene = sample_scene(np.random.default_rng([args.seed, index]), "heldout")
+            worlds.append(render(scene, 17, height, width, 16.0).frames)
+            update(index + 1, args.n)
+    chosen = {name: clips[np.linspace(0, len(clips) - 1, min(args.n, len(clips))).astype(int)]
+              for name, clips in footage.items()}  # fmt: skip
+    report = judge(vae, {"worlds": np.stack(worlds), **chosen})
+    emit(args, {"vae": str(args.vae or "shipped"), **report.as_dict()}, report.table())
+
 
 def _add_scored(parser: Parser, n: int) -> None:
     _add_common(parser, n, "how many prompts")

@@ -101,25 +101,24 @@ class Drawn:
 
 
 class Loader:
-    """Batches of a source for one of `ranks`, `budget` tokens each; only the samples in `numbers`, where given."""
+    """Steps of a source, `packs` of `budget` tokens each; only the samples in `numbers`, where given."""
 
     def __init__(
         self,
         source: Source,
         budget: int,
         seed: int,
-        rank: int = 0,
-        ranks: int = 1,
+        packs: int = 1,
         cost: Cost | None = None,
         numbers: Sequence[int] | None = None,
     ) -> None:
-        self.source, self.seed, self.rank = source, seed, rank
+        self.source, self.seed = source, seed
         self.numbers = list(range(len(source.tokens))) if numbers is None else list(numbers)
-        self.packer = Packer(source.tokens[self.numbers], budget, seed, ranks, cost)
+        self.packer = Packer(source.tokens[self.numbers], budget, seed, packs, cost)
 
-    def batch(self, step: int) -> list[Drawn]:
-        """The samples of a step, each with one of its captions drawn."""
-        numbers = [self.numbers[i] for i in self.packer.batch(step, self.rank)]
+    def batch(self, step: int, pack: int = 0) -> list[Drawn]:
+        """The samples of a pack of a step, each with one of its captions drawn."""
+        numbers = [self.numbers[i] for i in self.packer.batch(step, pack)]
         return [self._drawn(number, step) for number in numbers]
 
     def _drawn(self, number: int, step: int) -> Drawn:

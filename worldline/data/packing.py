@@ -35,6 +35,17 @@ class Cost:
         return cost
 
 
+def balanced(costs: Sequence[float], parts: int) -> list[list[int]]:
+    """Numbers of the items of each of `parts`, of nearly equal cost: the dearest first, each to the cheapest part
+    (longest processing time first, Graham 1969). Items keep their order inside a part."""
+    loads, chosen = [0.0] * parts, [[] for _ in range(parts)]  # type: tuple[list[float], list[list[int]]]
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        part = min(range(parts), key=lambda k: (loads[k], k))
+        loads[part] += costs[item]
+        chosen[part].append(item)
+    return [sorted(part) for part in chosen]
+
+
 class Packer:
     """Which samples step k holds, for every rank.
 

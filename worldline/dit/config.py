@@ -146,6 +146,10 @@ class DiTConfig(TransformerConfig):
 
 TINY = DiTConfig()
 SMALL = replace(TINY, width=512, depth=12, heads=8)
-BASE = replace(TINY, width=768, depth=12, heads=12, rope_theta=10_000.0)
-XL = replace(TINY, width=1152, depth=28, heads=16, rope_axes=(24, 24, 24), rope_theta=10_000.0)
-PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE, "xl": XL}
+# Those below learn pictures of any size: their positions are rotary alone.
+BASE = replace(
+    TINY, width=1024, depth=18, heads=8, rope_axes=(32, 48, 48), rope_theta=10_000.0, learned_positions=(0, 0, 0)
+)  # 0.3 billion parameters
+XL = replace(BASE, width=2048, depth=20, heads=16)  # 1.3 billion
+XXL = replace(BASE, width=4096, depth=40, heads=32)  # 11 billion
+PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE, "xl": XL, "xxl": XXL}

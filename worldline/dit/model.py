@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldline.dit.blocks import NORMS, Actions, Block, Context, Picture, Reading, View, factorised_views
-from worldline.dit.config import BASE, PRESETS, SMALL, TINY, XL, DiTConfig
+from worldline.dit.config import BASE, PRESETS, SMALL, TINY, XL, XXL, DiTConfig
 from worldline.dit.reuse import Reuse
 from worldline.dit.told import Told
-from worldline.nn.attention import Segments
+from worldline.nn.attention import Segments, as_segments
 from worldline.nn.layers import MLP, RowIndex, TimestepEmbedding, modulate, rms_normalise, wide_linear
 from worldline.nn.rope import rope_tables, sincos
 
-__all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "DiT", "DiTConfig", "Reading", "Told"]
+__all__ = ["BASE", "PRESETS", "SMALL", "TINY", "XL", "XXL", "DiT", "DiTConfig", "Reading", "Told"]
 
 
 class DiT(nn.Module):
@@ -120,7 +120,7 @@ class DiT(nn.Module):
         context = Context(
             rows=RowIndex(index, len(unique), wide),
             rope=rope_tables(places * self.config.rotary, self.config.rope_axes, self.config.rope_theta, dtype),
-            segments=Segments(cu_seqlens),
+            segments=as_segments(cu_seqlens),
             reading=text if isinstance(text, Reading) else self.read(text),
         )
         time = self.time(unique, wide)  # (U, width)

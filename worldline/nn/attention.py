@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -52,6 +52,13 @@ class Segments:
     def split(self, x: Tensor, runs: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
         """Rows (N, ...) cut into those of each run (first, stop) of samples; the runs follow each other."""
         return x.split([self.bounds[stop] - self.bounds[first] for first, stop in runs]) if len(runs) > 1 else (x,)
+
+    def spread(
+        self, attend: Callable[[Tensor, Tensor, Tensor, Segments], Tensor], q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """attend(q, k, v, segments) among the rows themselves; a sequence that is shared with other processes
+        (`parallel.context`) has another way to it."""
+        return attend(q, k, v, self)
 
     def batch(self, x: Tensor, first: int, stop: int) -> tuple[Tensor, Absent | None]:
         """Rows (n, ...) of the samples first, ..., stop - 1 as one batch (b, longest, ...), and what is absent there.
@@ -164,8 +171,23 @@ def attention(
         (N, heads, dim). A sample without keys gives zeros.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    queries = as_segments(cu_q)
-    keys = queries if cu_k is None else as_segments(cu_k)
+    if cu_k is None:
+        return as_segments(cu_q).spread(partial(_inside, scale=scale, causal=causal, counts=counts), q, k, v)
+    return _inside(q, k, v, as_segments(cu_q), as_segments(cu_k), scale, causal, counts)
+
+
+def _inside(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Segments,
+    keys: Segments | None = None,
+    scale: float = 1.0,
+    causal: bool = False,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """`attention`, its samples known; without `keys` they are those of the queries."""
+    keys = queries if keys is None else keys
     runs = _runs(queries, keys)
     out = []
     for number, (run, part_q, part_k, part_v) in enumerate(

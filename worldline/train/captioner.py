@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from worldline.caption.captioner import Shipped
 from worldline.caption.net import LESSON, Captioner, CaptionerConfig
 from worldline.errors import UserError
+from worldline.parallel.mesh import join
 from worldline.train.layout import layout_loss, layout_of
-from worldline.train.loop import Callback, Outcome, Task, matmul_peak
+from worldline.train.loop import Callback, Outcome, Pack, Task, matmul_peak
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, plan_dict, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, ParallelPlan, describe, numpy_rng, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan, Slices, cache_clips, held_out, ids_of, scene_at, slice_file
 from worldline.train.vae import DTYPES, hooks_of, write_component
 from worldline.worlds.captions import caption, in_order, mirrored, vocabulary
@@ -50,6 +51,7 @@ class CaptionerPlan:
     device: str = "cpu"
     optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=1.5e-3, warmup=200, ema=0.99, schedule="trapezoid"))
     loop: LoopPlan = field(default_factory=lambda: LoopPlan(steps=4000, validate_every=500, checkpoint_every=250))
+    parallel: ParallelPlan = field(default_factory=ParallelPlan)
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,17 @@ class Batch:
     damage: torch.Generator | None
 
 
-def make_batch(plan: CaptionerPlan, net: Captioner, worlds: list[Worlds], step: int) -> Batch:
-    """The batch of a step, of one shape; half of the clips are mirrored."""
-    rng = numpy_rng(plan.seed, step, "captioner-batch")
+def make_batch(plan: CaptionerPlan, net: Captioner, worlds: list[Worlds], step: int, number: int = 0) -> Pack:
+    """A pack of a step, of one shape; half of the clips are mirrored."""
+    rng = numpy_rng(plan.seed, step, f"captioner-pack-{number}")
     counts = np.array([w.plan.count for w in worlds])
-    chosen = worlds[int(rng.choice(len(worlds), p=counts / counts.sum()))]
-    rows = [_row(chosen, int(i), rng.random() < 0.5) for i in rng.integers(chosen.plan.count, size=plan.batch)]
+    kind = int(numpy_rng(plan.seed, step, "captioner-shape").choice(len(worlds), p=counts / counts.sum()))
+    drawn = rng.integers(worlds[kind].plan.count, size=plan.batch // plan.parallel.packs)
+    rows = [_row(worlds[kind], int(i), rng.random() < 0.5) for i in drawn]
     styles = ["full" if rng.random() < plan.full else "short" for _ in rows]
-    generator = torch_rng(plan.seed, step, "captioner-damage") if rng.random() < plan.damage else None
-    return _batch(net, rows, styles, generator)
+    damage = torch_rng(plan.seed, step, f"captioner-damage-{number}") if rng.random() < plan.damage else None
+    batch = _batch(net, rows, styles, damage)
+    return Pack(batch, (float((batch.words[:, 1:] >= 0).sum()), float(len(rows))), tuple(f"{kind}/{i}" for i in drawn))
 
 
 def _row(worlds: Worlds, index: int, turn: bool) -> tuple[np.ndarray, np.ndarray, Scene]:
@@ -138,7 +142,7 @@ def pixels_of(frames: Tensor) -> Tensor:
 
 
 def word_loss(plan: CaptionerPlan, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of every next word, in nats, and the layout."""
+    """Cross-entropy of every next word, in nats, and the weighed error of the layout: (2,)."""
     weight = next(net.parameters())
     pixels = pixels_of(batch.frames).to(weight.dtype)
     if batch.damage is not None:
@@ -148,7 +152,7 @@ def word_loss(plan: CaptionerPlan, net: nn.Module, batch: Batch) -> tuple[Tensor
     said = F.cross_entropy(scores.float().flatten(0, 1), words[:, 1:].flatten(), ignore_index=-1)
     shares = batch.layouts.to(weight.device).permute(0, 2, 3, 4, 1).flatten(0, 3).float() / 255
     layout = layout_loss(logits.permute(0, 1, 3, 4, 2).flatten(0, 3), shares)
-    return said + plan.lesson * layout, {"words": said.detach(), "layout": layout.detach()}
+    return torch.stack([said, plan.lesson * layout]), {"words": said.detach(), "layout": layout.detach()}
 
 
 def train(
@@ -161,20 +165,23 @@ def train(
     """Trains and exports `out/captioner` (config.json, safetensors in float16). Raises UserError for a bad plan."""
     out = Path(out)
     plan_check(plan)
-    worlds = [Worlds.of(plan.clips, out / "clips", say)]
-    worlds += [Worlds.of(clips, out / f"clips-{name}", say) for name, clips in shapes_of(plan).items()]
-    unseen = Worlds.of(held_out(plan.clips, plan.validate_clips), out / "clips-validation", say)
-    net = build(plan).to(plan.device)
+    crew = join(plan.parallel, plan.device)
+    with crew.first_alone():
+        worlds = [Worlds.of(plan.clips, out / "clips", say)]
+        worlds += [Worlds.of(clips, out / f"clips-{name}", say) for name, clips in shapes_of(plan).items()]
+        unseen = Worlds.of(held_out(plan.clips, plan.validate_clips), out / "clips-validation", say)
+    net = build(plan).to(crew.device)
     task = Task(
         model=net,
-        batch=lambda step: make_batch(plan, net, worlds, step),
+        pack=lambda step, number: make_batch(plan, net, worlds, step, number),
         loss=lambda model, batch: word_loss(plan, model, batch),
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
         validate=lambda model: validate(plan, model, unseen),  # type: ignore[arg-type]
     )
     outcome = run_task(task, plan, out, resume, hooks_of(plan.loop, callbacks))
-    export(net.config, outcome.weights, out / "captioner")
+    if crew.first:
+        export(net.config, outcome.weights, out / "captioner")
     return outcome
 
 
@@ -227,6 +234,8 @@ def plan_check(plan: CaptionerPlan) -> None:
     for name, value in (("batch", plan.batch), ("clips.count", plan.clips.count), ("loop.steps", plan.loop.steps)):
         if value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
+    if plan.batch % plan.parallel.packs:
+        raise UserError(f"batch: {plan.batch} clips cannot be cut into {plan.parallel.packs} packs")
     if plan.clips.frames != plan.config.frames:
         raise UserError(f"clips.frames: {plan.clips.frames} must be the {plan.config.frames} that the net looks at")
     shapes_of(plan)

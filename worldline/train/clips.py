@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from worldline.data.dataset import open_dataset
 from worldline.data.loader import Drawn, Loader, RawClips, Source
-from worldline.data.packing import Cost
 from worldline.data.shards import INDEX, Row, Shards
 from worldline.diffusion.timesteps import logit_normal, unshift
 from worldline.dit.conditions import random_mask
@@ -25,16 +24,18 @@ from worldline.shapes import Grid
 from worldline.text import CachedText, MiniLM
 from worldline.train.dit import (
     TIMES,
-    Batch,
     DiTPlan,
     Feed,
     Sample,
     assemble,
+    cost_of,
     flow_loss,
     kept_whitening,
+    pack_of,
     phase_of,
     vae_hash,
 )  # fmt: skip
+from worldline.train.loop import Pack
 from worldline.train.plan import numpy_rng, torch_rng
 from worldline.train.precompute import to_pixels
 from worldline.train.shards import ShardsPlan, make_shards
@@ -47,12 +48,14 @@ UNSEEN = 50  # one source in so many is validated on
 
 
 def clip_feed(plan: DiTPlan, vae: VideoVAE, encoder: VideoVAE, mark: str, out: Path) -> Feed:
-    """The feed of `plan.data`. A step holds as many tokens as `plan.batch` samples of the usual length."""
+    """The feed of `plan.data`. A step holds as many tokens as `plan.batch` samples of the usual length, or as its packs
+    need for the longest sample."""
     source = source_of(plan, encoder, mark)
     train, unseen = split_of(source)
     usual = int(np.median(source.tokens[train]))
-    budget = max(plan.batch * usual, int(source.tokens.max()))
-    loader = Loader(source, budget, plan.seed, cost=cost_of(plan), numbers=train)
+    packs = plan.parallel.packs
+    budget = max(plan.batch * usual // packs, int(source.tokens.max()))
+    loader = Loader(source, budget, plan.seed, packs, cost_of(plan), train)
     whitening = kept_whitening(plan, vae, lambda: _some(source, train), out / "whitening.json")
     held = Loader(source, budget, plan.seed, numbers=unseen[: plan.validate_clips]) if unseen else None
 
@@ -60,7 +63,7 @@ def clip_feed(plan: DiTPlan, vae: VideoVAE, encoder: VideoVAE, mark: str, out: P
         return validate_on(plan, model, held, whitening, device) if held else {}
 
     return Feed(
-        batch=lambda model, step: clip_batch(plan, loader.batch(step), whitening, model.text, step),
+        pack=lambda model, step, number: clip_batch(plan, loader, whitening, model.text, step, number),
         validate=validate,
         whitening=whitening,
         tokens=usual,
@@ -103,12 +106,6 @@ def _means(encoder: VideoVAE, pixels: Tensor) -> Tensor:
     return encoder.encode(pixels.to(next(encoder.parameters()))).mean
 
 
-def cost_of(plan: DiTPlan) -> Cost:
-    """Operations of the transformer on a sample of N tokens, as a N + b N^2."""
-    width, layers = plan.config.width, plan.config.depth
-    return Cost(layers * 2.0 * 12 * width**2, layers * 4.0 * width)
-
-
 def split_of(source: Source) -> tuple[list[int], list[int]]:
     """Numbers of the samples to train on, and of those to validate on; no file is on both sides."""
     unseen = [int(hashlib.sha256(name.encode()).hexdigest(), 16) % UNSEEN == 0 for name in source.sources]
@@ -118,20 +115,21 @@ def split_of(source: Source) -> tuple[list[int], list[int]]:
     return [n for n in numbers if not unseen[n]], [n for n in numbers if unseen[n]]
 
 
-def clip_batch(plan: DiTPlan, drawn: list[Drawn], whitening: Whitening, text: Any, step: int) -> Batch:
-    """The batch of a step: times, noise, masks and dropped captions follow from (plan.seed, step)."""
-    rng, noise = numpy_rng(plan.seed, step, "dit-batch"), torch_rng(plan.seed, step, "dit-noise")
+def clip_batch(plan: DiTPlan, loader: Loader, whitening: Whitening, text: Any, step: int, number: int) -> Pack:
+    """A pack of a step: times, noise, masks and dropped captions follow from (plan.seed, step, number)."""
+    use = f"dit-pack-{number}"
+    rng, noise = numpy_rng(plan.seed, step, use), torch_rng(plan.seed, step, use)
     now = phase_of(plan, step)
-    rows: list[tuple[Sample, str]] = []
-    for item in drawn:
+    rows: list[tuple[Sample, str, str]] = []
+    for item in loader.batch(step, number):
         clean = _whitened(item, whitening)
         mask = random_mask(rng, clean.shape, now["nothing_known"], True)
         prompt = "" if rng.random() < plan.drop_text else item.text
-        rows.append((Sample(clean, mask, range(clean.shape[1])), prompt))
+        rows.append((Sample(clean, mask, range(clean.shape[1])), prompt, f"{plan.data}/{item.number}"))
         _remember(text, prompt, item)
     rows.sort(key=lambda row: row[0].clean.shape)  # samples of one size side by side are one batch of attention
-    times = logit_normal(len(rows), noise, now["time_mean"])
-    return assemble(plan, [sample for sample, _ in rows], times, [prompt for _, prompt in rows], noise)
+    samples, prompts, names = map(list, zip(*rows, strict=True))
+    return pack_of(assemble(plan, samples, logit_normal(len(rows), noise, now["time_mean"]), prompts, noise), names)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worldline.checkpoints.folder import Parts, SchedulerConfig, load_parts, same_encoder, save_pretrained
 from worldline.data.fit import FitPlan
+from worldline.data.packing import Cost, balanced
 from worldline.diffusion.path import RectifiedFlow, add_noise, target
 from worldline.diffusion.timesteps import logit_normal, shift, unshift
 from worldline.dit.conditions import (
@@ -33,11 +34,12 @@ from worldline.dit.model import DiT, DiTConfig
 from worldline.dit.patchify import grid, pack
 from worldline.dit.told import Told
 from worldline.errors import UserError
+from worldline.parallel.mesh import Crew, join
 from worldline.text import CachedText, MiniLM, WordConfig, WordTransformer
 from worldline.train.layout import LayoutHead, layout_loss
-from worldline.train.loop import Callback, Outcome, Task, matmul_peak
+from worldline.train.loop import Callback, Outcome, Pack, Task, matmul_peak
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, ParallelPlan, numpy_rng, torch_rng
 from worldline.train.precompute import ClipsPlan, Excerpt, Latents, cache_latents, held_out
 from worldline.train.vae import DTYPES, hooks_of
 from worldline.train.vae import load as load_vae
@@ -94,6 +96,7 @@ class DiTPlan:
     device: str = "cpu"
     optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=1.2e-3, warmup=200, ema=0.9995))
     loop: LoopPlan = field(default_factory=LoopPlan)
+    parallel: ParallelPlan = field(default_factory=ParallelPlan)
 
 
 PHASED = ("time_mean", "several", "crossing", "nothing_known", "images", "plain")
@@ -206,13 +209,21 @@ def actions_of_samples(plan: DiTPlan, samples: Sequence[Sample]) -> Tensor | Non
     return torch.cat(rows)
 
 
-def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, step: int) -> Batch:
-    """The batch of a step: clips, captions, times, noise and masks all follow from (plan.seed, step)."""
-    rng, noise = numpy_rng(plan.seed, step, "dit-batch"), torch_rng(plan.seed, step, "dit-noise")
+def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, step: int, number: int = 0) -> Pack:
+    """A pack of a step: clips, captions, times, noise and masks all follow from (plan.seed, step, number)."""
+    rng = numpy_rng(plan.seed, step, "dit-batch")
     now = phase_of(plan, step)
     image = rng.random() < now["images"]
-    rows: list[tuple[Sample, str, Tensor]] = []
-    for cache, row in choose(rng, plan, caches, image, now):
+    picks = choose(rng, plan, caches, image, now)
+    cost = cost_of(plan)
+    sizes = [math.prod(grid(cache.values.shape, plan.config.patch)) for cache, _ in picks]
+    own = balanced(cost.of(np.array(sizes)).tolist(), plan.parallel.packs)[number]
+    # A step of fewer samples than packs has packs that count for nothing.
+    picks, counts = [picks[i] for i in own or [0]], float(bool(own))
+    use = f"dit-pack-{number}"
+    rng, noise = numpy_rng(plan.seed, step, use), torch_rng(plan.seed, step, use)
+    rows: list[tuple[Sample, str, Tensor, str]] = []
+    for cache, row in picks:
         # The first latent frame holds the first frame alone: it is that image's latent.
         part = slice(0, 1) if image else stretch_of(rng, cache.excerpts[row])
         times = cache.excerpts[row].times[part]
@@ -224,13 +235,26 @@ def make_batch(plan: DiTPlan, caches: Sequence[Latents], whitening: Whitening, s
         else:
             mask, acting = random_mask(rng, clean.shape, now["nothing_known"], free), None
         layout = torch.from_numpy(cache.layouts.row(row)[:, part].copy())
-        rows.append((Sample(clean, mask, times, acting), prompt_of(plan, cache.scenes[row], rng), layout))
+        name = f"{'x'.join(map(str, cache.values.shape))}/{row}"
+        rows.append((Sample(clean, mask, times, acting), prompt_of(plan, cache.scenes[row], rng), layout, name))
     rows.sort(key=lambda row: row[0].clean.shape)  # samples of one size side by side are one batch of attention
-    samples, prompts, layouts = map(list, zip(*rows, strict=True))
+    samples, prompts, layouts, names = map(list, zip(*rows, strict=True))
     batch = assemble(plan, samples, logit_normal(len(samples), noise, now["time_mean"]), prompts, noise)
-    if plan.layout <= 0:
-        return batch
-    return replace(batch, layout=pack(layouts, plan.config.patch).tokens.float() / 255, lesson=plan.layout)
+    if plan.layout > 0:
+        batch = replace(batch, layout=pack(layouts, plan.config.patch).tokens.float() / 255, lesson=plan.layout)
+    return pack_of(batch, names, counts)
+
+
+def pack_of(batch: Batch, names: Sequence[str], weight: float = 1.0) -> Pack:
+    """A batch with what its two terms are means over: cells that are not known, and tokens."""
+    unknown = float(batch.mask.numel() - batch.mask.sum())
+    return Pack(batch, (weight * unknown, weight * len(batch.noisy)), tuple(names))
+
+
+def cost_of(plan: DiTPlan) -> Cost:
+    """Operations of the transformer on a sample of N tokens, as a N + b N^2."""
+    width, layers = plan.config.width, plan.config.depth
+    return Cost(layers * 2.0 * 12 * width**2, layers * 4.0 * width)
 
 
 def stretch_of(rng: np.random.Generator, excerpt: Excerpt) -> slice:
@@ -287,17 +311,24 @@ def prompt_of(plan: DiTPlan, scene: str, rng: np.random.Generator) -> str:
     return caption(Scene.from_json(scene), rng, str(style))
 
 
-def flow_loss(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error of the velocity over the cells that are not known (Liu et al. 2022, eq. 1), and of the layout."""
+def flow_terms(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of the velocity, a mean over the cells that are not known (Liu et al. 2022, eq. 1), and the weighed
+    error of the layout, a mean over tokens: (2,)."""
     velocity, logits = model(batch, device)
     predicted = velocity.float()
     unknown = 1.0 - per_channel(batch.mask, predicted.shape[-1]).to(device)
     error = (predicted - batch.target.to(device)).square() * unknown
     flow = error.sum() / unknown.sum().clamp_min(1.0)
     if logits is None or batch.layout is None:
-        return flow, {}
+        return torch.stack([flow, torch.zeros_like(flow)]), {}
     layout = layout_loss(logits, batch.layout.to(device))
-    return flow + batch.lesson * layout, {"flow": flow.detach(), "layout": layout.detach()}
+    return torch.stack([flow, batch.lesson * layout]), {"flow": flow.detach(), "layout": layout.detach()}
+
+
+def flow_loss(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of `flow_terms`."""
+    terms, measured = flow_terms(model, batch, device)
+    return terms.sum(), measured
 
 
 @torch.no_grad()
@@ -394,9 +425,9 @@ def parts(plan: DiTPlan, model: TextToVideo, vae: VideoVAE, whitening: Whitening
 
 @dataclass(frozen=True)
 class Feed:
-    """What a run learns from: the batch of a step, what it is validated on, and tokens of a usual sample."""
+    """What a run learns from: the packs of a step, what it is validated on, and tokens of a usual sample."""
 
-    batch: Callable[[TextToVideo, int], Batch]
+    pack: Callable[[TextToVideo, int, int], Pack]
     validate: Callable[[nn.Module, torch.device], dict[str, float]] | None
     whitening: Whitening
     tokens: int
@@ -415,10 +446,38 @@ def world_feed(
     unseen_latents = cache_latents(unseen, encoder, mark, folder / "validation", None, say)
     whitening = fit_whitening(plan, vae, caches[0], out / "whitening.json")
     return Feed(
-        batch=lambda model, step: make_batch(plan, caches, whitening, step),
+        pack=lambda model, step, number: make_batch(plan, caches, whitening, step, number),
         validate=lambda model, device: validate(plan, model, unseen_latents, whitening, device),
         whitening=whitening,
         tokens=math.prod(grid(caches[0].values.shape, plan.config.patch)),
+    )
+
+
+def feed_of(plan: DiTPlan, vae: VideoVAE, device: torch.device, out: Path, say: Callable[[str], None]) -> Feed:
+    """What a plan's run learns from: clips of its dataset, or rendered worlds."""
+    mark = vae_hash(vae)
+    encoder = copy.deepcopy(vae).to(device, DTYPES[plan.dtype])  # bf16: three times as fast, 0.4 % of the spread off
+    if not plan.data:
+        return world_feed(plan, vae, encoder, mark, out, say)
+    from worldline.train.clips import clip_feed
+
+    return clip_feed(plan, vae, encoder, mark, out)
+
+
+def task_of(plan: DiTPlan, model: TextToVideo, feed: Feed, crew: Crew) -> Task:
+    """The task of training `model`, which is on the crew's device."""
+    device = crew.device
+    return Task(
+        model=model,
+        pack=lambda step, number: feed.pack(model, step, number),
+        loss=lambda module, batch: flow_terms(module, batch, device),
+        samples=plan.batch,
+        dtype=DTYPES[plan.dtype],
+        validate=feed.validate and (lambda averaged: feed.validate(averaged, device)),
+        gflop=3 * plan.batch * model.dit.flops(feed.tokens, TEXT_TOKENS) / 1e9,
+        peak=crew.size * matmul_peak(device, DTYPES[plan.dtype]),
+        sequence=(model.dit, plan.config.heads),
+        tokens=lambda batch: len(batch.noisy),
     )
 
 
@@ -435,16 +494,11 @@ def train(
     """
     out = Path(out)
     plan_check(plan)
-    device = torch.device(plan.device)
+    crew = join(plan.parallel, plan.device)
+    device = crew.device
     vae = load_vae(plan.vae)
-    mark = vae_hash(vae)
-    encoder = copy.deepcopy(vae).to(device, DTYPES[plan.dtype])  # bf16: three times as fast, 0.4 % of the spread off
-    if plan.data:
-        from worldline.train.clips import clip_feed
-
-        feed = clip_feed(plan, vae, encoder, mark, out)
-    else:
-        feed = world_feed(plan, vae, encoder, mark, out, say)
+    with crew.first_alone():
+        feed = feed_of(plan, vae, device, out, say)
     whitening = feed.whitening
     model = build(plan)
     if plan.start:
@@ -454,18 +508,11 @@ def train(
     def wrapped(call: Callable[[int, Parts, Path], Mapping[str, float] | None]) -> Callback:
         return lambda step, averaged, where: call(step, parts(plan, averaged, vae, whitening), where)  # type: ignore[arg-type]
 
-    task = Task(
-        model=model,
-        batch=lambda step: feed.batch(model, step),
-        loss=lambda module, batch: flow_loss(module, batch, device),
-        samples=plan.batch,
-        dtype=DTYPES[plan.dtype],
-        validate=feed.validate and (lambda averaged: feed.validate(averaged, device)),
-        gflop=3 * plan.batch * model.dit.flops(feed.tokens, TEXT_TOKENS) / 1e9,
-        peak=matmul_peak(device, DTYPES[plan.dtype]),
-    )
+    task = task_of(plan, model, feed, crew)
     hooks = hooks_of(plan.loop, {name: wrapped(call) for name, call in (callbacks or {}).items()})
     outcome = run_task(task, plan, out, resume, hooks)
+    if not crew.first:
+        return outcome
     final = build(plan)
     final.load_state_dict(outcome.weights)
     save_pretrained(parts(plan, final, vae, whitening), out / "model", overwrite=True)
@@ -504,6 +551,8 @@ def plan_check(plan: DiTPlan) -> None:
         raise UserError(f"dtype: '{plan.dtype}' is unknown; one of {', '.join(DTYPES)}")
     if plan.encoder not in ("words", "minilm"):
         raise UserError(f"encoder: '{plan.encoder}' is unknown; one of words, minilm")
+    if plan.parallel.context > 1 and plan.config.factorised:
+        raise UserError("parallel.context: factorised attention cannot share a sequence; use 1")
     if not plan.vae:
         raise UserError("vae: name the folder of a trained VAE, for example --set vae=runs/tiny-vae")
     if not plan.config.masks and (
@@ -538,22 +587,12 @@ def vae_hash(vae: VideoVAE) -> str:
     return digest.hexdigest()[:16]
 
 
-def dry_run(plan: DiTPlan) -> str:
-    """What a run of this plan would do, as text; nothing is rendered or written."""
-    model = build(plan)
-    size = sum(parameter.numel() for parameter in model.parameters())
+def latent_of(plan: DiTPlan) -> tuple[int, int, int]:
+    """Latent frames, height and width of `plan.clips`."""
     c, codec = plan.clips, VAEConfig()
-    latent = (-(-(c.frames - 1) // codec.temporal) + 1, -(-c.height // codec.spatial), -(-c.width // codec.spatial))
-    tokens = int(np.prod([-(-size // p) for size, p in zip(latent, plan.config.patch, strict=True)]))
-    gflop = 3 * plan.batch * model.dit.flops(tokens, TEXT_TOKENS) / 1e9
-    peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
-    disk = c.count * int(np.prod(latent)) * plan.config.in_channels * 2 / 1e9
-    return "\n".join(
-        [
-            f"train dit: {size / 1e6:.2f} M parameters, {plan.loop.steps} steps of {plan.batch} clips",
-            f"latents {latent}, {tokens} tokens per clip; caches {c.count} clips, {disk:.2f} GB",
-            f"{gflop:.1f} GFLOP per step; matmul peak here {peak:.0f} GFLOP/s in {plan.dtype}: at least "
-            f"{gflop / peak * plan.loop.steps / 3600:.2f} h",
-            describe(plan),
-        ]
-    )
+    return -(-(c.frames - 1) // codec.temporal) + 1, -(-c.height // codec.spatial), -(-c.width // codec.spatial)
+
+
+def tokens_of(plan: DiTPlan) -> int:
+    """Tokens of one of `plan.clips`."""
+    return math.prod(-(-size // patch) for size, patch in zip(latent_of(plan), plan.config.patch, strict=True))

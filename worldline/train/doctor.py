@@ -15,8 +15,7 @@ from worldline.data.fit import Fit, fit, stretched
 from worldline.data.packing import Packer
 from worldline.records import Clip, Example
 from worldline.shapes import Grid
-from worldline.train.clips import cost_of
-from worldline.train.dit import DiTPlan, Sample, assemble, build, flow_loss
+from worldline.train.dit import DiTPlan, Sample, assemble, build, cost_of, flow_loss
 from worldline.train.plan import torch_rng
 from worldline.train.shards import merged
 from worldline.train.vae import DTYPES

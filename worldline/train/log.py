@@ -1,7 +1,9 @@
-"""What a run says of itself: a progress line for people, `log.jsonl` for programs, TensorBoard when installed."""
+"""What a run says of itself: a progress line for people, `log.jsonl` for programs, TensorBoard when installed, and
+a tracker (trackio, W&B) where one is asked for."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -10,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from worldline.errors import UserError
 from worldline.train.plan import clock
 
 
 class RunLog:
     """Writes the measurements of one run under `folder`; on resume, records past `step` (lost steps) are dropped."""
 
-    def __init__(self, folder: Path, step: int, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, step: int, quiet: bool = False, track: str = "") -> None:
+        self.tracker = _tracker(track, folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.quiet = quiet
         self.path = folder / "log.jsonl"
@@ -49,6 +53,10 @@ class RunLog:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self.board.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.log(
+                {name: value for name, value in values.items() if isinstance(value, int | float)}, step=step
+            )
 
     def progress(self, step: int, steps: int, values: Mapping[str, float], left: float) -> None:
         """The progress line: in place on a terminal, every 30 s elsewhere."""
@@ -80,6 +88,8 @@ class RunLog:
         self.file.close()
         if self.board is not None:
             self.board.close()
+        if self.tracker is not None:
+            self.tracker.finish()
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
@@ -89,3 +99,21 @@ def _tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step or None)  # type: ignore[no-untyped-call]
+
+
+TRACKERS = ("trackio", "wandb")  # which speak alike
+
+
+def _tracker(name: str, folder: Path) -> Any:
+    """The module of a tracker with this run begun, or continued under its name; None where none is asked for."""
+    if not name:
+        return None
+    if name not in TRACKERS:
+        raise UserError(f"loop.track: '{name}' is unknown; one of {', '.join(TRACKERS)}")
+    try:
+        tracker = importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"loop.track: {name} is not installed; pip install 'worldline[{name}]'") from None
+    more = {"id": folder.name, "dir": str(folder)} if name == "wandb" else {}
+    tracker.init(project="worldline", name=folder.name, resume="allow", **more)
+    return tracker

@@ -1,19 +1,20 @@
-"""AdamW on flat fp32 master weights beside a model in any dtype, and learning-rate schedules as functions of the step.
+"""AdamW on fp32 masters of a model's weights, and learning-rate schedules as functions of the step.
 
-All parameters live end to end in one fp32 vector per weight-decay group, so one step is a handful of long vector
-operations however many tensors the model has; pure-bf16 weights train without losing small updates because the
-update is made on the masters and then rounded into the model.
+The masters may be the model's own weights, copies of them beside a model in bf16, or shards of them: the update is made
+in fp32 and element by element, so what a process holds is all that it needs. Pure-bf16 weights train without losing
+small updates because these add up in the masters, which are then rounded into the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from worldline.errors import UserError
+from worldline.parallel.shard import local
 from worldline.train.plan import OptimPlan
 
 SCHEDULES = ("cosine", "linear", "constant", "trapezoid")
@@ -37,97 +38,83 @@ def learning_rate(plan: OptimPlan, step: int, steps: int) -> float:
     return plan.lr * (plan.final + (1.0 - plan.final) * share)
 
 
-class FlatGroup:
-    """Some parameters of a model, their fp32 masters, gradients and AdamW moments, each as one vector."""
+class Optimizer:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2), torch's own in one pass over memory;
+    matrices decay, the rest do not.
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], weight_decay: float) -> None:
-        self.names = [name for name, _ in named]
-        self.parameters = [parameter for _, parameter in named]
-        self.weight_decay = weight_decay
-        size = sum(parameter.numel() for parameter in self.parameters)
-        device = self.parameters[0].device
-        self.master = torch.empty(size, device=device)
-        self.grad = torch.zeros(size, device=device)
-        self.first = torch.zeros(size, device=device)
-        self.second = torch.zeros(size, device=device)
-        self.grad_views = self.views(self.grad)
-        self.master_views = self.views(self.master)
-        torch._foreach_copy_(self.master_views, [parameter.detach() for parameter in self.parameters])
+    Args:
+        model: whose gradients are taken.
+        masters: fp32 weights by name, as `parallel.shard.prepare` gives them; they are updated in place.
+    """
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """`flat` cut into tensors shaped like the parameters."""
-        pieces = flat.split([parameter.numel() for parameter in self.parameters])
-        return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
-
-    def gather(self) -> None:
-        """Copies the model's gradients into the fp32 vector (zero where a parameter took no part) and frees them."""
-        pairs = zip(self.grad_views, self.parameters, strict=True)
-        used = [(view, parameter.grad) for view, parameter in pairs if parameter.grad is not None]
-        if len(used) < len(self.parameters):
-            self.grad.zero_()
-        torch._foreach_copy_([view for view, _ in used], [grad for _, grad in used])
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def publish(self) -> None:
-        """Rounds the masters into the model."""
-        torch._foreach_copy_([parameter.detach() for parameter in self.parameters], self.master_views)
-
-
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2); matrices decay, the rest do not."""
-
-    def __init__(self, model: nn.Module, plan: OptimPlan) -> None:
+    def __init__(self, model: nn.Module, masters: Mapping[str, Tensor], plan: OptimPlan) -> None:
         self.plan = plan
         self.updates = 0
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [(name, p) for name, p in named if p.ndim >= 2]
-        vectors = [(name, p) for name, p in named if p.ndim < 2]
-        kinds = ((matrices, plan.weight_decay), (vectors, 0.0))
-        self.groups = [FlatGroup(members, decay) for members, decay in kinds if members]
-        self.publish()
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.masters = {name: nn.Parameter(masters[name]) for name in self.parameters}
+        kinds: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, master in self.masters.items():
+            kinds[self.parameters[name].ndim >= 2].append(master)
+        decays = (0.0, plan.weight_decay)
+        groups = [{"params": kind, "weight_decay": decay} for kind, decay in zip(kinds, decays, strict=True) if kind]
+        self.engine = torch.optim.AdamW(groups, plan.lr, (plan.beta1, plan.beta2), plan.eps, fused=True)
+        for master in self.masters.values():
+            zeros = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+            self.engine.state[master] = {"step": torch.zeros((), device=master.device), **zeros}
+        pairs = [(local(self.parameters[name].detach()), master.detach()) for name, master in self.masters.items()]
+        self._apart = [(own, master) for own, master in pairs if own.data_ptr() != master.data_ptr()]
 
-    def gather(self) -> float:
-        """Takes the model's gradients, clips them to the plan's global norm; returns the norm before clipping."""
-        for group in self.groups:
-            group.gather()
-        norms = torch.stack([torch.linalg.vector_norm(group.grad) for group in self.groups])
-        norm = float(torch.linalg.vector_norm(norms))
-        if math.isfinite(norm) and norm > self.plan.clip > 0:
-            for group in self.groups:
-                group.grad.mul_(self.plan.clip / norm)
-        return norm
+    def gather(self) -> None:
+        """Adds the model's gradients to those of the masters, in fp32, and frees them."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            grad, master = local(parameter.grad).float().contiguous(), self.masters[name]
+            master.grad = grad if master.grad is None else master.grad.add_(grad)
+            parameter.grad = None
+
+    def norm(self) -> float:
+        """Norm of all gathered gradients that this process holds; a weight that took no part has a gradient of zero."""
+        norms = torch._foreach_norm(self._gradients())
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+    def _gradients(self) -> list[Tensor]:
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
+    def drop(self) -> None:
+        """Forgets the gathered gradients."""
+        for master in self.masters.values():
+            master.grad = None
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One update of masters and model from the gathered gradients."""
+    def step(self, lr: float, norm: float) -> None:
+        """One update of masters and model from the gathered gradients, whose global norm is clipped to the plan's."""
+        if norm > self.plan.clip > 0:
+            torch._foreach_mul_(self._gradients(), self.plan.clip / norm)
+        for group in self.engine.param_groups:
+            group["lr"] = lr
+        self.engine.step()
         self.updates += 1
-        beta1, beta2 = self.plan.beta1, self.plan.beta2
-        correction1 = 1.0 - beta1**self.updates
-        correction2 = math.sqrt(1.0 - beta2**self.updates)
-        for group in self.groups:
-            group.first.lerp_(group.grad, 1.0 - beta1)
-            group.second.mul_(beta2).addcmul_(group.grad, group.grad, value=1.0 - beta2)
-            if group.weight_decay:
-                group.master.mul_(1.0 - lr * group.weight_decay)
-            denominator = torch.sqrt(group.second, out=group.grad).div_(correction2).add_(self.plan.eps)
-            group.master.addcdiv_(group.first, denominator, value=-lr / correction1)
+        self.drop()
         self.publish()
 
+    @torch.no_grad()
     def publish(self) -> None:
-        """Rounds the masters into the model."""
-        for group in self.groups:
-            group.publish()
-
-    def masters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 master weight) of every trained parameter, as views that training goes on changing."""
-        for group in self.groups:
-            yield from zip(group.names, group.master_views, strict=True)
+        """Rounds the masters into a model that has weights of its own."""
+        if self._apart:
+            torch._foreach_copy_([own for own, _ in self._apart], [master for _, master in self._apart])
 
     def moments(self) -> dict[str, Tensor]:
-        """Both moments by name, as views: copying into them restores the optimizer."""
-        tensors: dict[str, Tensor] = {}
-        for group in self.groups:
-            for kind, flat in (("first", group.first), ("second", group.second)):
-                tensors |= {f"{kind}.{n}": view for n, view in zip(group.names, group.views(flat), strict=True)}
-        return tensors
+        """Both moments, `first.NAME` and `second.NAME`; copying into them and `resume` restore the optimizer."""
+        kinds = (("first", "exp_avg"), ("second", "exp_avg_sq"))
+        return {f"{kind}.{n}": self.engine.state[m][key] for kind, key in kinds for n, m in self.masters.items()}
+
+    def resume(self, updates: int) -> None:
+        """Goes on after so many updates; masters and moments have been filled."""
+        self.updates = updates
+        for state in self.engine.state.values():
+            state["step"].fill_(updates)
+        self.publish()

@@ -20,6 +20,9 @@ import numpy as np
 import torch
 
 from worldline.errors import UserError
+from worldline.parallel.mesh import ParallelPlan
+
+__all__ = ["LoopPlan", "OptimPlan", "ParallelPlan"]
 
 Plan = TypeVar("Plan")
 
@@ -48,10 +51,13 @@ class LoopPlan:
     minutes: float = 0.0  # stop after this much wall time (0: no limit); the schedule still follows `steps`
     checkpoint_every: int = 500
     keep: int = 2
+    skips: int = 10  # steps in a row that may be lost to NaN before the run goes back to its last checkpoint
+    rollbacks: int = 3  # times that it may
     log_every: int = 20
     validate_every: int = 1000
     sample_every: int = 2000
     score_every: int = 0
+    track: str = ""  # trackio or wandb, beside TensorBoard
 
 
 def seed_of(seed: int, step: int, use: str) -> int:

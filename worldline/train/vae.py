@@ -7,20 +7,26 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from worldline.checkpoints.image_vae import load_image_vae
 from worldline.errors import UserError
-from worldline.train.loop import Callback, Hook, Outcome, Task, matmul_peak
+from worldline.parallel.mesh import join
+from worldline.train.loop import Callback, Hook, Outcome, Pack, Task
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, describe, numpy_rng, plan_dict, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, ParallelPlan, numpy_rng, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan, Slices, cache_clips, held_out, to_pixels
-from worldline.vae.losses import LossWeights
-from worldline.vae.losses import vae_loss as weighted_loss
+from worldline.vae.adversarial import Discriminator, adaptive_weight, hinge, judged
+from worldline.vae.codec import CodecConfig, VideoCodec
+from worldline.vae.image import ImageVAE, ImageVAEConfig
+from worldline.vae.losses import Distance, LossWeights, reconstruct
 from worldline.vae.model import VAEConfig, VideoVAE
+from worldline.vae.perceptual import Lpips
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -41,6 +47,13 @@ class VAEPlan:
     sharpen_from: float = 0.3  # share of the run after which l1 and edge join the squared error (L1 first stalls)
     l1: float = 0.05
     edge: float = 0.5
+    structure: float = 0.0  # of 1 - MS-SSIM, from `sharpen_from` on as well
+    perceptual: float = 0.0  # of LPIPS, likewise; needs `lpips`
+    lpips: str = ""  # safetensors with the weights of LPIPS, see `vae.perceptual`
+    adversarial: float = 0.0  # of the discriminator's verdict, times a weight that makes it as strong as the rest
+    adversarial_from: float = 0.5  # share of the run after which it joins
+    discriminator_width: int = 64
+    image: str = ""  # folder of a Stable Diffusion autoencoder: only layers in time of its decoder are trained
     kl: float = 1e-6
     noise: float = 0.0  # largest spread of the noise that the decoder learns to mend (latents have about 1)
     validate_clips: int = 64
@@ -48,6 +61,7 @@ class VAEPlan:
     device: str = "cpu"
     optim: OptimPlan = field(default_factory=lambda: OptimPlan(lr=2e-3, warmup=100, ema=0.999))
     loop: LoopPlan = field(default_factory=LoopPlan)
+    parallel: ParallelPlan = field(default_factory=ParallelPlan)
 
 
 @dataclass(frozen=True)
@@ -104,39 +118,83 @@ def _open_clips(path: str, height: int, width: int) -> np.ndarray:
     return clips
 
 
-def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int) -> Batch:
-    """The batch of a step: rows, lengths and crops all follow from (plan.seed, step)."""
-    rng = numpy_rng(plan.seed, step, "vae-batch")
+def make_batch(plan: VAEPlan, clips: Slices, real: RealClips | None, step: int, number: int = 0) -> Pack:
+    """A pack of a step: rows, lengths and crops all follow from (plan.seed, step, number); packs are of one length."""
     full = plan.clips.frames
-    frames = min(int(rng.choice(plan.lengths)), full)
-    rows = min(plan.batch * 4, max(1, plan.batch * full // frames))
+    frames = min(int(numpy_rng(plan.seed, step, "vae-length").choice(plan.lengths)), full)
+    rng = numpy_rng(plan.seed, step, f"vae-pack-{number}")
+    batch = plan.batch // plan.parallel.packs
+    rows = min(batch * 4, max(1, batch * full // frames))
     real_rows = round(rows * plan.real_fraction) if real is not None else 0
-    world = clips[rng.integers(len(clips), size=rows - real_rows)]
+    chosen = rng.integers(len(clips), size=rows - real_rows)
+    world = clips[chosen]
     start = int(rng.integers(full - frames + 1))
     arrays = [world[:, start : start + frames]]
     if real is not None and real_rows:
         arrays.append(real.draw(rng, real_rows, frames))
     pixels = to_pixels(np.concatenate(arrays))
-    return Batch(pixels, torch_rng(plan.seed, step, "vae-noise", plan.device), step / plan.loop.steps)
+    noise = torch_rng(plan.seed, step, f"vae-noise-{number}", plan.device)
+    names = (*(f"world/{row}" for row in chosen), *["real"] * real_rows)
+    return Pack(Batch(pixels, noise, step / plan.loop.steps), (float(rows),), names)
 
 
-def vae_loss(plan: VAEPlan, vae: VideoVAE, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss of `vae.losses`, squared error alone at first, L1 and edges from `plan.sharpen_from` on."""
-    weight = next(vae.parameters())
+class Trainee(nn.Module):
+    """The autoencoder, and the discriminator that learns beside it where a plan has one.
+
+    They are one model to the loop: one optimizer, one checkpoint, one resume.
+    """
+
+    def __init__(self, vae: VideoCodec, discriminator: Discriminator | None = None) -> None:
+        super().__init__()
+        self.vae = vae
+        self.discriminator = discriminator
+
+
+def trainee_loss(
+    plan: VAEPlan, model: Trainee, batch: Batch, distance: Distance | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss of `vae.losses`, and once it has begun what both sides of the discriminator minimise.
+
+    One backward pass serves both: the verdict on the reconstruction sees the discriminator's weights as numbers, the
+    discriminator's own loss sees the reconstruction as numbers.
+    """
+    weight = next(model.vae.parameters())
+    pixels = batch.pixels.to(weight.device, weight.dtype)
+    made = reconstruct(model.vae, pixels, weights_of(plan, batch.done), batch.noise, distance)
+    judge = model.discriminator
+    if judge is None or batch.done < plan.adversarial_from:
+        return made.loss, made.terms
+    verdict = judged(judge, made.pixels)
+    strength = adaptive_weight(made.loss, verdict, last_layer(model.vae))
+    apart = hinge(judge(pixels), judge(made.pixels.detach()))
+    terms = {**made.terms, "verdict": verdict.detach(), "strength": strength, "judge": apart.detach()}
+    return made.loss + plan.adversarial * strength * verdict + apart, terms
+
+
+def last_layer(vae: VideoCodec) -> Tensor:
+    """The weights at which losses are held against each other: the last that are trained."""
+    trained = [value for name, value in vae.named_parameters() if value.requires_grad and value.ndim > 1]
+    head: Tensor = vae.get_submodule("decoder.head").weight  # type: ignore[assignment]
+    return head if head.requires_grad else trained[-1]
+
+
+def weights_of(plan: VAEPlan, done: float) -> LossWeights:
+    """The weights of the terms once so much of the run is over."""
     weights = LossWeights(kl=plan.kl, noise=plan.noise)
-    if batch.done >= plan.sharpen_from:
-        weights = replace(weights, l1=plan.l1, edge=plan.edge)
-    return weighted_loss(vae, batch.pixels.to(weight.device, weight.dtype), weights, batch.noise)
+    if done < plan.sharpen_from:
+        return weights
+    return replace(weights, l1=plan.l1, edge=plan.edge, structure=plan.structure, perceptual=plan.perceptual)
 
 
 @torch.no_grad()
-def psnr(vae: nn.Module, clips: np.ndarray, batch: int = 16) -> float:
+def psnr(vae: VideoCodec, clips: np.ndarray, batch: int = 16) -> float:
     """Mean over clips of the PSNR in dB of the posterior mean's reconstruction; clips uint8 (N, T, H, W, 3)."""
     weight = next(vae.parameters())
     values = []
     for start in range(0, len(clips), batch):
         pixels = to_pixels(clips[start : start + batch])
-        decoded = vae.decode(vae.encode(pixels.to(weight)).mean).float().clamp(-1, 1).cpu()  # type: ignore[operator]
+        decoded = vae.decode(vae.encode(pixels.to(weight)).mean, tuple(pixels.shape[2:]))  # type: ignore[arg-type]
+        decoded = decoded.float().clamp(-1, 1).cpu()
         error = (decoded - pixels).square().mean((1, 2, 3, 4))
         values.append(10 * torch.log10(4.0 / error.clamp_min(1e-10)))
     return float(torch.cat(values).mean())
@@ -155,43 +213,61 @@ def train(
     """
     out = Path(out)
     plan_check(plan)
-    clips = cache_clips(plan.clips, out / "clips", say)
+    crew = join(plan.parallel, plan.device)
     unseen = held_out(plan.clips, plan.validate_clips)
-    worlds = cache_clips(unseen, out / "clips-validation", say)[np.arange(plan.validate_clips)]
+    with crew.first_alone():
+        clips = cache_clips(plan.clips, out / "clips", say)
+        worlds = cache_clips(unseen, out / "clips-validation", say)[np.arange(plan.validate_clips)]
     real = RealClips(plan.real, plan.clips.height, plan.clips.width) if plan.real else None
     footage = real.validation(plan.validate_clips, plan.clips.frames) if real else np.empty((0,), np.uint8)
-    device = torch.device(plan.device)
-    vae = build(plan, clips, real).to(device)
+    model = build(plan, clips, real).to(crew.device)
+    frozen = {name: value.detach().cpu().clone() for name, value in model.vae.state_dict().items()}
+    distance = Lpips.load(plan.lpips).to(crew.device, DTYPES[plan.dtype]) if plan.perceptual else None
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        values = {"psnr_world": psnr(model, worlds)}
+    def validate(averaged: nn.Module) -> dict[str, float]:
+        assert isinstance(averaged, Trainee)
+        values = {"psnr_world": psnr(averaged.vae, worlds)}
         if len(footage):
-            values["psnr_real"] = psnr(model, footage)
+            values["psnr_real"] = psnr(averaged.vae, footage)
         return values
 
     task = Task(
-        model=vae,
-        batch=lambda step: make_batch(plan, clips, real, step),
-        loss=lambda model, batch: vae_loss(plan, model, batch),  # type: ignore[arg-type]
+        model=model,
+        pack=lambda step, number: make_batch(plan, clips, real, step, number),
+        loss=lambda module, batch: trainee_loss(plan, module, batch, distance),  # type: ignore[arg-type]
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],
         validate=validate,
     )
-    outcome = run_task(task, plan, out, resume, hooks_of(plan.loop, callbacks))
-    export(plan, outcome.weights, out / "vae")
+    calls = {name: _of_vae(call) for name, call in (callbacks or {}).items()}
+    outcome = run_task(task, plan, out, resume, hooks_of(plan.loop, calls))
+    if crew.first:
+        learned = {name.removeprefix("vae."): v for name, v in outcome.weights.items() if name.startswith("vae.")}
+        export(model.vae.config, {**frozen, **learned}, out / "vae")
     return outcome
 
 
-def build(plan: VAEPlan, clips: Slices, real: RealClips | None) -> VideoVAE:
-    """The untrained VAE: seeded, its skip path set to the closed-form PCA codec of some training clips."""
+def _of_vae(call: Callback) -> Callback:
+    """A callback that is asked for the autoencoder alone."""
+    return lambda step, averaged, folder: call(step, averaged.vae, folder)  # type: ignore[arg-type]
+
+
+def build(plan: VAEPlan, clips: Slices, real: RealClips | None) -> Trainee:
+    """The untrained networks, seeded; the autoencoder's skip path is the closed-form PCA codec of some training clips,
+    or it is that of `plan.image`, frozen but for its layers in time."""
     torch.manual_seed(plan.seed)
-    vae = VideoVAE(plan.config)
-    rng = numpy_rng(plan.seed, 0, "vae-pca")
-    sample = clips[rng.integers(len(clips), size=min(256, len(clips)))]
-    if real is not None:
-        sample = np.concatenate([sample, real.draw(rng, len(sample), plan.clips.frames)])
-    vae.init_from_pca(to_pixels(sample))
-    return vae
+    if plan.image:
+        image = load_image_vae(plan.image)
+        image.train_time_only()
+        vae: VideoCodec = image
+    else:
+        vae = own = VideoVAE(plan.config)
+        rng = numpy_rng(plan.seed, 0, "vae-pca")
+        sample = clips[rng.integers(len(clips), size=min(256, len(clips)))]
+        if real is not None:
+            sample = np.concatenate([sample, real.draw(rng, len(sample), plan.clips.frames)])
+        own.init_from_pca(to_pixels(sample))
+    return Trainee(vae, Discriminator(plan.discriminator_width) if plan.adversarial else None)
 
 
 def hooks_of(limits: LoopPlan, callbacks: Mapping[str, Callback] | None) -> list[Hook]:
@@ -211,11 +287,19 @@ def plan_check(plan: VAEPlan) -> None:
         raise UserError("batch, clips.count and lengths must be at least 1")
     if plan.loop.steps < 1:
         raise UserError(f"loop.steps: {plan.loop.steps} must be at least 1")
+    if plan.perceptual and not plan.lpips:
+        raise UserError("perceptual: name the weights of LPIPS, for example --set lpips=lpips.safetensors, or use "
+                        "structure, which needs none")  # fmt: skip
+    if plan.adversarial and plan.discriminator_width % 8:
+        raise UserError(f"discriminator_width: {plan.discriminator_width} must be a multiple of 8")
+    if plan.batch % plan.parallel.packs:
+        raise UserError(f"batch: {plan.batch} clips cannot be cut into {plan.parallel.packs} packs")
 
 
-def export(plan: VAEPlan, weights: Mapping[str, Tensor], folder: Path) -> Path:
-    """Writes config.json and the averaged weights (fp32) of a VAE as a component folder."""
-    return write_component(folder, plan_dict(plan.config), weights, WEIGHTS)
+def export(config: VAEConfig | CodecConfig, weights: Mapping[str, Tensor], folder: Path) -> Path:
+    """Writes config.json and the weights (fp32) of a VAE as a component folder."""
+    kind = "ImageVAE" if isinstance(config, ImageVAEConfig) else "VideoVAE"
+    return write_component(folder, {"_class_name": kind, **plan_dict(config)}, weights, WEIGHTS)
 
 
 def write_component(folder: Path, config: Mapping[str, object], weights: Mapping[str, Tensor], file: str) -> Path:
@@ -231,6 +315,14 @@ def write_component(folder: Path, config: Mapping[str, object], weights: Mapping
 
 
 def load(folder: str | Path) -> VideoVAE:
+    """A trained VAE of our own kind, as `load_codec`; raises UserError for another."""
+    vae = load_codec(folder)
+    if not isinstance(vae, VideoVAE):
+        raise UserError(f"vae: {folder} holds an image autoencoder, whose latents nothing here is trained on yet")
+    return vae
+
+
+def load_codec(folder: str | Path) -> VideoCodec:
     """A trained VAE (fp32, eval) from a component folder, or from a folder that holds one as `vae/`."""
     folder = Path(folder)
     if (folder / "vae").is_dir():
@@ -240,26 +332,12 @@ def load(folder: str | Path) -> VideoVAE:
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError) as error:
         raise UserError(f"vae: {folder} holds no trained VAE ({error}); run `worldline train vae` first") from None
-    vae = VideoVAE(VAEConfig(**{name: config[name] for name in VAEConfig.__dataclass_fields__ if name in config}))
+    kind: Any = ImageVAE if config.get("_class_name") == "ImageVAE" else VideoVAE
+    sizes: Any = ImageVAEConfig if kind is ImageVAE else VAEConfig
+    vae: VideoCodec = kind(sizes(**{name: config[name] for name in sizes.__dataclass_fields__ if name in config}))
     try:
         vae.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"vae: {folder} holds weights that do not fit its config.json ({reason})") from None
     return vae.eval().requires_grad_(False)
-
-
-def dry_run(plan: VAEPlan) -> str:
-    """What a run of this plan would do, as text; nothing is rendered or written."""
-    plan_check(plan)
-    vae = VideoVAE(plan.config)
-    size = sum(parameter.numel() for parameter in vae.parameters())
-    disk = plan.clips.count * plan.clips.frames * plan.clips.height * plan.clips.width * 3 / 1e9
-    peak = matmul_peak(torch.device(plan.device), DTYPES[plan.dtype])
-    return "\n".join(
-        [
-            f"train vae: {size / 1e6:.2f} M parameters, {plan.loop.steps} steps of {plan.batch} clips",
-            f"caches {plan.clips.count} clips, {disk:.2f} GB; matmul peak here {peak:.0f} GFLOP/s in {plan.dtype}",
-            describe(plan),
-        ]
-    )

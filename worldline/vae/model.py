@@ -42,12 +42,23 @@ class VAEConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives lists
 
     @property
+    def compression(self) -> float:
+        """Values of a long clip over values of its latents."""
+        return self.patch_dim / self.latent_channels
+
+    @property
     def patch_dim(self) -> int:
         """Values in the pixels that one latent position covers (3 * 4 * 8 * 8 = 768)."""
         return 3 * self.temporal * self.spatial**2
 
 
 TINY = VAEConfig()
+# Compression in time and along each side; numbers of a clip over numbers of its latents: 48, 64 and 192.
+COMPRESSIONS = {
+    "4x8x8": TINY,
+    "4x16x16": VAEConfig(latent_channels=48, spatial=16, widths=(384, 256, 128)),
+    "8x32x32": VAEConfig(latent_channels=128, temporal=8, spatial=32, widths=(768, 512, 256)),
+}
 MICRO = VAEConfig(widths=(32, 32, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1, 1))  # for tests
 
 
