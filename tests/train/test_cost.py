@@ -20,7 +20,7 @@ from worldline.recipes import base, small, tiny, xl, xxl
 from worldline.train import cost
 from worldline.train.dit import TEXT_TOKENS, DiTPlan, build
 from worldline.train.ema import EMA
-from worldline.train.optim import AdamW
+from worldline.train.optim import Optimizer
 from worldline.train.plan import LoopPlan, OptimPlan
 from worldline.train.vae import VAEPlan
 from worldline.vae.model import MICRO
@@ -79,14 +79,15 @@ def test_operations_are_those_that_torch_counts() -> None:
 def test_memory_beside_activations_is_what_the_optimizer_holds() -> None:
     plan = DiTPlan(config=SMALL, dtype="bfloat16")
     model = build(plan)
-    optimizer = AdamW(model, OptimPlan())
+    masters = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = Optimizer(model, masters, OptimPlan())
     ema = EMA(optimizer, 0.99)
     memory = cost.estimate([plan], ONE).stages[0].memory
     lesson = sum(p.numel() for p in model.layout.parameters())  # a head that is only trained with a lesson
     fp32 = 4 * (sum(p.numel() for p in model.parameters()) - lesson)
     moments = sum(4 * value.numel() for value in optimizer.moments().values())
     assert memory.optimizer == moments - 8 * lesson == 2 * fp32
-    assert memory.ema == sum(4 * value.numel() for value in ema.weights().values()) - 4 * lesson == fp32
+    assert memory.ema == sum(4 * value.numel() for value in ema.weights.values()) - 4 * lesson == fp32
     assert memory.weights == memory.gradients == fp32 + fp32 // 2
 
 

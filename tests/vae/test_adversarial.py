@@ -54,10 +54,12 @@ def test_a_few_steps_tell_noise_from_smooth_clips() -> None:
     torch.manual_seed(0)
     judge = Discriminator(8)
     optimiser = torch.optim.Adam(judge.parameters(), lr=2e-3)
-    for _ in range(20):
+    losses = []
+    for _ in range(30):
         real, made = torch.ones(2, 3, 1, 1, 1) * torch.randn(2, 3, 5, 1, 1), torch.randn(2, 3, 5, 16, 16)
         loss = hinge(judge(real.expand(2, 3, 5, 16, 16)), judge(made))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert float(loss.detach()) < 0.3
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) / 5 < 0.5 * losses[0]

@@ -59,6 +59,7 @@ COMPRESSIONS = {
     "4x16x16": VAEConfig(latent_channels=48, spatial=16, widths=(384, 256, 128)),
     "8x32x32": VAEConfig(latent_channels=128, temporal=8, spatial=32, widths=(768, 512, 256)),
 }
+EXACT_PCA = 4096  # values of a patch up to which all components are found
 MICRO = VAEConfig(widths=(32, 32, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1, 1))  # for tests
 
 
@@ -235,7 +236,7 @@ class VideoVAE(VideoCodec):
 
         Latent channels get unit variance, in falling order of the variance they explain. The posterior's noise
         starts equal in *pixels* for every channel (reverse water-filling, Cover & Thomas 2006, section 10.3.3):
-        2 % of the weakest channel's variance.
+        2 % of the weakest channel's variance. Raises UserError for fewer patches than channels.
         """
         channels = self.config.latent_channels
         x = self._lead(self._padded(clips.float()))
@@ -243,9 +244,15 @@ class VideoVAE(VideoCodec):
         patches = space_to_depth(x, 2).flatten(0, 3)  # (N, 768)
         mean = patches.mean(dim=0)
         centred = (patches - mean).double()
-        variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
-        variance, axes = variance.flip(0).clamp(min=1e-12), axes.flip(1)
-        kept, basis = variance[:channels], axes[:, :channels]  # (C,), (768, C)
+        if len(centred) < channels:
+            raise UserError(f"clips: {len(centred)} patches cannot tell {channels} channels apart; give more")
+        if centred.shape[1] <= EXACT_PCA:
+            variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
+            variance, axes = variance.flip(0), axes.flip(1)
+        else:  # of a wide patch only what is kept is found (Halko et al. 2011, algorithm 5.1)
+            _, lengths, axes = torch.svd_lowrank(centred, min(channels + 16, *centred.shape), niter=4)
+            variance = lengths.square() / len(centred)
+        kept, basis = variance[:channels].clamp(min=1e-12), axes[:, :channels]  # (C,), (768, C)
         scale = kept.sqrt()
         encoder, decoder = self.encoder, self.decoder
         encoder.pca.weight.copy_((basis / scale).T)
@@ -254,7 +261,8 @@ class VideoVAE(VideoCodec):
         decoder.pca.weight.copy_((basis * scale)[order])
         decoder.pca.bias.copy_(mean[order])
         encoder.head.bias[channels:] = torch.log(0.02 * kept[-1] / kept).to(encoder.head.bias)
-        residual = float(variance[channels:].sum() / self.config.patch_dim)  # mean squared error per pixel
+        left = centred.square().sum() / len(centred) - kept.sum()
+        residual = float(left / self.config.patch_dim)  # mean squared error per pixel
         return 10.0 * math.log10(4.0 / max(residual, 1e-12))
 
     @property
