@@ -35,7 +35,6 @@ MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group
 SIDES = (96, 64, 48, 32, 24, 16, 8)  # of tiles, in latent cells, that are tried
 # What the C library holds of freed tensors between living ones, and kernels of sums in float32: as measured on a CPU.
 SLACK = {torch.float32: 1.2, torch.bfloat16: 1.4}
-KEPT = 2**31  # bytes that `keep_freed_memory` lets freed tensors keep at most
 WORKSPACE = 100e6  # bytes of kernels, threads and what torch loads when it first computes
 TRANSFORMERS = 155e6  # bytes of that package once it is imported
 SAMPLER = 8  # float32 copies of all tokens that a sampler and guidance keep
@@ -317,11 +316,7 @@ def weights(model: Outline, where: Setting) -> float:
     width = torch.empty((), dtype=where.dtype).element_size()
     computed = [part for part in COMPUTED if part in model.loaded]
     moved = float(sum(width * model.parameters(part) for part in computed))
-    if where.device.type != "cpu":
-        return moved
-    # Parameter after parameter is turned into the device's type; what that frees stays with the process.
-    read = sum(model.loaded[part] for part in computed)
-    return moved + min(max(0.0, read - moved), KEPT) + _encoders(model)
+    return moved + (_encoders(model) if where.device.type == "cpu" else 0.0)
 
 
 def _encoders(model: Outline) -> float:
