@@ -95,7 +95,8 @@ def autoencoder(plan, out, resume, on_pack):
     def pack(step, number):
         pixels = torch.rand(2, 3, 5, 32, 32, generator=torch_rng(0, step, f"p{number}")) * 2 - 1
         return Pack(vae.Batch(pixels, torch_rng(0, step, f"n{number}"), 0.5), (2.0,))
-    train(Task(VideoVAE(plan.config), pack, lambda m, b: vae.vae_loss(plan, m, b), 4), plan, out, quiet=True)
+    model = vae.Trainee(VideoVAE(plan.config))
+    train(Task(model, pack, lambda m, b: vae.trainee_loss(plan, m, b), 4), plan, out, quiet=True)
 
 def words(plan, out, resume, on_pack):
     def pack(step, number):
