@@ -146,7 +146,7 @@ print(json.dumps({{"codes": codes, "said": [path.read_text() for path in sorted(
 """
 
 
-@pytest.mark.parametrize(("what", "stopped", "timeout"), [("SIGKILL", False, 120.0), ("SIGSTOP", True, 12.0)])
+@pytest.mark.parametrize(("what", "stopped", "timeout"), [("SIGKILL", False, 120.0), ("SIGSTOP", True, 25.0)])
 def test_the_others_end_when_a_process_is_gone_or_hangs(tmp_path, what, stopped, timeout):
     code = LOST.format(what=f"os.kill(os.getpid(), signal.{what})", stopped=stopped, timeout=timeout)
     report = run(code, tmp_path)
