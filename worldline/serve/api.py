@@ -344,8 +344,24 @@ Order_ = Literal["asc", "desc"]
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
 
+def characters(desk: Desk) -> APIRouter:
+    """/v1/videos/characters: reference clips that are stored by name."""
+    router = APIRouter(prefix="/v1/videos/characters", responses=REFUSALS)
+
+    @router.post("", response_model=schemas.Character, openapi_extra=sent_as(NewCharacter, typed=False))
+    async def create_character(request: Request) -> Any:
+        async with desk.read(request, NewCharacter) as asked:
+            return await desk.character(request.state.owner, asked)
+
+    @router.get("/{character_id}", response_model=schemas.Character)
+    async def get_character(request: Request, character_id: str) -> Any:
+        return named(await desk.known_character(request.state.owner, character_id))
+
+    return router
+
+
 def videos(desk: Desk, meters: Meters) -> APIRouter:
-    """/v1/videos and all below it."""
+    """/v1/videos and all below it but characters, which come first: their name would be taken for a video's id."""
     router = APIRouter(prefix="/v1/videos", responses=REFUSALS)
     listening = 0
 
@@ -377,15 +393,6 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
     async def rewrite(request: Request) -> Any:
         async with desk.read(request, Rewrite) as asked:
             return await rewritten(asked.prompt)
-
-    @router.post("/characters", response_model=schemas.Character, openapi_extra=sent_as(NewCharacter, typed=False))
-    async def create_character(request: Request) -> Any:
-        async with desk.read(request, NewCharacter) as asked:
-            return await desk.character(request.state.owner, asked)
-
-    @router.get("/characters/{character_id}", response_model=schemas.Character)
-    async def get_character(request: Request, character_id: str) -> Any:
-        return named(await desk.known_character(request.state.owner, character_id))
 
     @router.get("/{video_id}", response_model=schemas.Video)
     async def retrieve(request: Request, response: Response, video_id: str) -> Any:
@@ -518,6 +525,7 @@ def create_app(settings: Settings, model: Model, engines: Engines | None = None)
     app = FastAPI(
         title="Worldline", version=__version__, lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False
     )
+    app.include_router(characters(desk))
     app.include_router(videos(desk, meters))
     app.include_router(around(desk, meters))
     app.include_router(page())
