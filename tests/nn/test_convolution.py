@@ -75,12 +75,15 @@ def test_the_fast_kernel_takes_no_gradient_and_no_half_precision(monkeypatch: py
     assert called == [1]
 
 
-def test_doubling_then_convolving_needs_no_doubled_picture() -> None:
+def test_doubling_then_convolving_needs_no_doubled_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 3, 5, 4, 6), torch.randn(7, 6, 3, 3), torch.randn(7)
     doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(0, 1).permute(0, 3, 1, 2)
     expected = F.conv2d(doubled, weight, bias, padding=1).permute(0, 2, 3, 1).unflatten(0, (2, 3))
     torch.testing.assert_close(doubled_conv2d(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(convolution, "BAND_BYTES", 2 * 2 * 10 * 8 * 7 * 4)  # two frames of the result
+    with torch.no_grad():
+        torch.testing.assert_close(doubled_conv2d(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 TAPS = 3  # frames that one output frame sees: its own and two before
 TILE = 4  # outputs per side of a tile
-BAND_BYTES = 2**23  # transformed pixels of one band of rows: what stays near the cores, and keeps two of them busy
+BAND_BYTES = 2**23  # of what is worked on at a time: what stays near the cores, and keeps two of them busy
 LEAST_PIXELS = 512  # below these, transforming the weights takes longer than it saves
 LEAST_CHANNELS = 16
 # Which of three taps on doubled pixels fall on the same small one: (output over a pixel, small tap, tap).
@@ -85,8 +85,21 @@ def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor, margin: int = 1) -> 
     """
     merge = weight.new_tensor(MERGE)
     small = torch.einsum("pay,qbx,ocyx->pqocab", merge, merge, weight).flatten(0, 2)  # (4 O, C, 2, 2)
-    around = F.pad(x, (0, 0, margin, margin, margin, margin)) if margin else x
-    return _woven(conv2d(around, small, bias.repeat(4)).unflatten(-1, (2, 2, -1)))
+    biases = bias.repeat(4)
+
+    def doubled(frames: Tensor) -> Tensor:
+        around = F.pad(frames, (0, 0, margin, margin, margin, margin)) if margin else frames
+        return conv2d(around, small, biases).unflatten(-1, (2, 2, -1))
+
+    if torch.is_grad_enabled():
+        return _woven(doubled(x))
+    # Some frames at a time: what the convolution gives is as large as what it is woven to, and need not stand whole.
+    b, t, h, w, _ = x.shape
+    out = x.new_empty(b, t, 2 * (h + 2 * margin - 2), 2 * (w + 2 * margin - 2), len(weight))
+    step = max(1, BAND_BYTES // (out[:, :1].numel() * out.element_size()))
+    for frames, woven in zip(x.split(step, dim=1), out.split(step, dim=1), strict=True):
+        _woven(doubled(frames), woven)
+    return out
 
 
 def doubled_causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -105,14 +118,15 @@ def doubled_causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([first, torch.stack(copies, dim=2).flatten(1, 2)], dim=1)
 
 
-def _woven(y: Tensor) -> Tensor:
-    """The four outputs over each pixel, side by side: (B, T, H + 1, W + 1, 2, 2, O) -> (B, T, 2H, 2W, O)."""
+def _woven(y: Tensor, out: Tensor | None = None) -> Tensor:
+    """The four outputs over each pixel, side by side: (B, T, H + 1, W + 1, 2, 2, O) -> `out` (B, T, 2H, 2W, O)."""
     b, t, h, w = y.shape[0], y.shape[1], y.shape[2] - 1, y.shape[3] - 1
-    out = y.new_empty(b, t, h, 2, w, 2, y.shape[-1])
+    out = y.new_empty(b, t, 2 * h, 2 * w, y.shape[-1]) if out is None else out
+    pairs = out.unflatten(2, (h, 2)).unflatten(4, (w, 2))  # (B, T, H, 2, W, 2, O)
     for p in (0, 1):
         for q in (0, 1):
-            out[:, :, :, p, :, q] = y[:, :, p : p + h, q : q + w, p, q]
-    return out.view(b, t, 2 * h, 2 * w, -1)
+            pairs[:, :, :, p, :, q] = y[:, :, p : p + h, q : q + w, p, q]
+    return out
 
 
 # ---- minimal filtering -------------------------------------------------------------------------

@@ -24,8 +24,14 @@ def in_bands(f: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Ten
     size = BAND_ROWS if inputs[0].device.type == "cpu" else BAND_ROWS_GPU
     if torch.is_grad_enabled() or len(inputs[0]) <= size:
         return f(*inputs)
-    bands = zip(*(rows.split(size) for rows in inputs), strict=True)
-    return tuple(torch.cat(parts) for parts in zip(*(f(*band) for band in bands), strict=True))
+    outputs: tuple[Tensor, ...] = ()
+    for start in range(0, len(inputs[0]), size):
+        band = slice(start, start + size)
+        parts = f(*(rows[band] for rows in inputs))
+        outputs = outputs or tuple(part.new_empty(len(inputs[0]), *part.shape[1:]) for part in parts)
+        for whole, part in zip(outputs, parts, strict=True):
+            whole[band] = part
+    return outputs
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
