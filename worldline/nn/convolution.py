@@ -8,6 +8,7 @@ to rounding, which the choice of `POINTS` keeps at that of the direct kernel.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -155,7 +156,7 @@ def minimal_filtering(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tens
         clip = [x[index]] if past is None else [past[index], x[index]]
         for top in range(0, down, step):
             band = range(top, min(top + step, down))
-            pixels = torch.cat([_padded_band(part, band, across, margin) for part in clip])
+            pixels = _padded_band(clip, band, across, margin)
             products = _products(_pixel_transform(pixels), kernels, lead)
             out = y[index, :, TILE * band.start : TILE * band.stop]
             _output_transform(products, bias, out.unflatten(1, (-1, TILE)).unflatten(3, (-1, TILE)))
@@ -268,8 +269,17 @@ def _evaluate(m: Tensor, bias: Tensor | None, out: Tensor) -> None:
     out[3] += m[5]
 
 
-def _padded_band(x: Tensor, band: range, across: int, margin: int) -> Tensor:
-    """Rows under the tiles in `band`, with zeros where the frame ends: (T, H, W, C) -> (T, 4h + 2, 4 across + 2, C)."""
+def _padded_band(parts: Sequence[Tensor], band: range, across: int, margin: int) -> Tensor:
+    """Rows under the tiles in `band`, with zeros where the frames end, of all parts one after the other: (t, H, W, C)
+    each -> (T, 4h + 2, 4 across + 2, C)."""
+    height, width, channels = parts[0].shape[1:]
     top, bottom = TILE * band.start - margin, TILE * band.stop + 2 - margin
-    above, below = max(-top, 0), max(bottom - x.shape[1], 0)
-    return F.pad(x[:, max(top, 0) : bottom], (0, 0, margin, TILE * across + 2 - margin - x.shape[2], above, below))
+    seen = range(max(top, 0), min(bottom, height))
+    out = parts[0].new_empty(sum(map(len, parts)), bottom - top, TILE * across + 2, channels)
+    rows = slice(seen.start - top, seen.stop - top)
+    for outside in (out[:, : rows.start], out[:, rows.stop :], out[:, :, :margin], out[:, :, margin + width :]):
+        outside.zero_()
+    inside = out[:, rows, margin : margin + width]
+    for part, place in zip(parts, inside.split([len(part) for part in parts]), strict=True):
+        place.copy_(part[:, seen.start : seen.stop])
+    return out

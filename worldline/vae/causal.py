@@ -28,7 +28,7 @@ from worldline.nn.convolution import causal_conv, conv2d, doubled_conv2d
 from worldline.vae.codec import History, Posterior, VideoCodec
 
 LOGVAR_RANGE = (-30.0, 20.0)
-PIECE_BYTES = 2**25  # of frames that enter a level of the decoder together
+PIECE_BYTES = 22 * 2**20  # of frames that enter a level of the decoder together
 
 
 @dataclass(frozen=True)
