@@ -21,7 +21,8 @@ from worldline.checkpoints.outline import Outline
 from worldline.cli import main
 from worldline.errors import UserError
 from worldline.generate import plan as planning
-from worldline.generate.pipeline import Deferred, Pipeline
+from worldline.generate.load import Deferred
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.plan import Setting, check, coding_bytes, fitting_cut, plan
 from worldline.generate.request import Request, free_memory
 from worldline.vae.causal import CausalVAE, CausalVAEConfig
@@ -173,15 +174,15 @@ def test_a_pipeline_refuses_and_cuts_by_the_plan(micro_parts: Any, monkeypatch: 
     whole = Pipeline(micro_parts, dtype=torch.float32)
     request = whole.request("a red ball", width=192, height=160, frames=9, steps=1)
     expected = whole.run(request).frames
-    assert whole._cuts == {(20, 24): Cut(4)}
-    monkeypatch.setattr("worldline.generate.pipeline.fitting_cut", lambda *_: Cut(1, 7))
+    assert whole.codec.cuts == {(20, 24): Cut(4)}
+    monkeypatch.setattr("worldline.generate.room.fitting_cut", lambda *_: Cut(1, 7))
     tiled = Pipeline(micro_parts, dtype=torch.float32)
     image = expected[0]
     found = tiled.run(request).frames
     assert np.abs(found.astype(int) - expected).max() <= 1  # a value may round either way
     monkeypatch.undo()
     one = whole.run(request, image).frames
-    monkeypatch.setattr("worldline.generate.pipeline.fitting_cut", lambda *_: Cut(1, 7))
+    monkeypatch.setattr("worldline.generate.room.fitting_cut", lambda *_: Cut(1, 7))
     assert np.abs(tiled.run(request, image).frames.astype(int) - one).max() <= 1
     monkeypatch.undo()
     small = Pipeline(micro_parts, dtype=torch.float32, max_memory=1e6)
@@ -246,7 +247,7 @@ def test_the_shipped_model_needs_no_compiler() -> None:
     """Neither its outline nor its weights go through torch's compiler, which takes a second or two to import."""
     code = (
         "import sys; from worldline.checkpoints import layout; from worldline.checkpoints.outline import Outline;"
-        "from worldline.generate.pipeline import load;"
+        "from worldline.generate.load import load;"
         "Outline.of_folder(layout.check(None)); load();"
         "print([name for name in ('sympy', 'torch._dynamo', 'torch._inductor') if name in sys.modules])"
     )
