@@ -27,6 +27,7 @@ from worldline.generate import denoiser as denoising
 from worldline.generate import edit
 from worldline.generate import plan as planning
 from worldline.generate.canvas import Canvas, timeline
+from worldline.generate.cuts import standard_cut
 from worldline.generate.drawing import Drawing
 from worldline.generate.load import Deferred
 from worldline.generate.pipeline import Pipeline
@@ -373,7 +374,7 @@ def test_a_plan_is_of_the_loaded_model(kind: str, family: Callable[[str], Path],
     alone = dataclasses.replace(outline, loaded={k: v for k, v in outline.loaded.items() if k != "transformer_2"})
     assert made.experts == 1 + ("experts" in kind)
     assert made.stages == planning.plan(alone, request, where).stages  # of two experts one is in memory
-    cut = planning.standard_cut(*dataclasses.astuple(grid.latent(request.padded))[1:])
+    cut = standard_cut(*dataclasses.astuple(grid.latent(request.padded))[1:])
     rest = planning.weights(outline, where) + max(outline.stored.values()) + planning.WORKSPACE
     assert made.peak < rest + planning._loosely(outline, request, where, cut)
     half = save_pretrained(parts, tmp_path / "half", "bfloat16")

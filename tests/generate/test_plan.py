@@ -21,9 +21,11 @@ from worldline.checkpoints.outline import Outline
 from worldline.cli import main
 from worldline.errors import UserError
 from worldline.generate import plan as planning
+from worldline.generate.cuts import standard_cut
+from worldline.generate.footprint import coding_bytes, traced
 from worldline.generate.load import Deferred
 from worldline.generate.pipeline import Pipeline
-from worldline.generate.plan import Setting, check, coding_bytes, fitting_cut, plan
+from worldline.generate.plan import Setting, check, fitting_cut, plan
 from worldline.generate.request import Request, free_memory
 from worldline.vae.causal import CausalVAE, CausalVAEConfig
 from worldline.vae.codec import Cut
@@ -92,7 +94,7 @@ def test_large_frames_follow_from_small_ones() -> None:
         for way in ("decode_chunk", "encode_chunk"):
             for alone in (False, True):
                 guess = coding_bytes(vae, torch.float32, way, 3, 30, 40, alone)
-                exact, _ = planning._traced(type(vae), vae.config, torch.float32, way, alone, 3, 30, 40)
+                exact, _ = traced(type(vae), vae.config, torch.float32, way, alone, 3, 30, 40)
                 assert guess == pytest.approx(exact, rel=0.02)
 
 
@@ -108,7 +110,7 @@ def test_the_loose_bound_is_above_the_plan(model: Outline, shipped: Outline) -> 
         (model, shipped), (Request(""), Request("", width=512, height=256), Request("", frames=65, num_videos=3))
     ):
         latent = request.padded.latent()
-        cut = planning.standard_cut(latent.height, latent.width)
+        cut = standard_cut(latent.height, latent.width)
         bound = planning._loosely(outline, request, setting(), cut) + planning.WORKSPACE
         assert plan(outline, request, setting(ready=True)).peak < bound
 
@@ -134,7 +136,7 @@ def test_what_does_not_fit_names_what_does(shipped: Outline) -> None:
 def test_memory_decides_the_cut_and_plenty_never_does(shipped: Outline) -> None:
     request = Request("", width=1024, height=1024, frames=5)
     roomy = plan(shipped, request, setting(limit=1e12)).cut
-    assert roomy == fitting_cut(shipped, request, setting(limit=1e12)) == planning.standard_cut(128, 128)
+    assert roomy == fitting_cut(shipped, request, setting(limit=1e12)) == standard_cut(128, 128)
     small = Request("", width=512, height=512, frames=5)
     limits = [plan(shipped, small, setting()).peak, 500e6, 300e6]
     cuts = [plan(shipped, small, setting(limit=limit)) for limit in limits]

@@ -12,8 +12,8 @@ from torch import Tensor
 from worldline.checkpoints.folder import Parts
 from worldline.dit.conditions import Conditions, none
 from worldline.generate.canvas import Canvas, runs
+from worldline.generate.cuts import standard_cut
 from worldline.generate.device import Timings
-from worldline.generate.plan import standard_cut
 from worldline.generate.request import check_pictures
 from worldline.shapes import Grid
 from worldline.vae.codec import Cut
