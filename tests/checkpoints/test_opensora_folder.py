@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldline.checkpoints import layout, opensora
+from worldline.checkpoints import families, layout, opensora
 from worldline.checkpoints.folder import Parts, SchedulerConfig, convert, load_parts, save_pretrained
 from worldline.checkpoints.hunyuan_vae import load_hunyuan_vae
 from worldline.checkpoints.keymap import Piece
@@ -50,7 +50,7 @@ LIMIT = 1e-5  # relative, in fp32; 2e-6 is seen
 DATA = Path(__file__).parent.parent / "data" / "opensora2"
 GOLDEN = load_file(DATA / "golden.safetensors")
 TRANSFORMER, VAE = DATA / "Open_Sora_v2.safetensors", DATA / "hunyuan_vae.safetensors"
-T5, CLIP = layout.OPENSORA_TOKENIZERS
+T5, CLIP = families.OPENSORA_TOKENIZERS
 PROMPT = "a red ball"
 A, B = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)).astype(np.uint8)
 
@@ -76,7 +76,7 @@ def parts() -> Parts:
     config = opensora.config_of_shapes(shapes, json.loads((DATA / "Open_Sora_v2.json").read_text()))
     dit = Piece("golden", lambda: MMDiT(config), weights, opensora.table(config)).load()
     vae, whitening = load_hunyuan_vae(VAE, groups=4)
-    return Parts(vae, dit, GoldenText(), whitening, SchedulerConfig(spacing="opensora"), layout.OPENSORA_DEFAULTS)
+    return Parts(vae, dit, GoldenText(), whitening, SchedulerConfig(spacing="opensora"), families.OPENSORA_DEFAULTS)
 
 
 def pipeline_of(parts: Parts, **changed: Any) -> Pipeline:
@@ -319,7 +319,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place.mkdir()
     for name in names:
         shutil.copy(DATA / name, place / name)
-    t5, clip = (place / name for name in layout.OPENSORA_TOKENIZERS)
+    t5, clip = (place / name for name in families.OPENSORA_TOKENIZERS)
     t5_like("T5", d_model=32).save_pretrained(t5)
     save_umt5_tokenizer(t5)
     clip_text(eos=31).save_pretrained(clip)
@@ -335,7 +335,7 @@ def test_a_folder_loads_as_published(folder: Path, parts: Parts) -> None:
     assert found.scheduler == parts.scheduler
     assert error(answer(found.dit, "dit/2"), GOLDEN["dit/2/out"][0]) < LIMIT
     got = found.text.encode([PROMPT, ""])
-    t5, clip = (HFText(str(folder / name)) for name in layout.OPENSORA_TOKENIZERS)
+    t5, clip = (HFText(str(folder / name)) for name in families.OPENSORA_TOKENIZERS)
     assert got.cu_seqlens.tolist() == [0, 512, 1024]  # rows of padding are words like others
     assert got.pooled is not None
     assert torch.equal(got.pooled, clip.encode([PROMPT, ""]).pooled)  # type: ignore[arg-type]
