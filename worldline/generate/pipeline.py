@@ -41,6 +41,9 @@ from worldline.shapes import Grid
 class Pipeline:
     """A loaded model. Device and dtype are chosen here, once; every video is a function of (prompt, seed, settings).
 
+    It is composed of a `codec` between pixels and latents, a `denoiser` with the `experts` that it asks, the `room`
+    that they have in memory, and a `reel` for videos of any length.
+
     `max_memory`: bytes that the process, or the device, may hold at most; None means what is free when a video is made.
     """
 
