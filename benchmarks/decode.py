@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldline.generate.pipeline import load
+from worldline.generate.load import load
 from worldline.generate.request import read_size
 from worldline.media.write import write_growing
 from worldline.shapes import VideoShape
@@ -44,7 +44,7 @@ def decode(size: tuple[int, int], seconds: float) -> dict[str, float]:
 
     def shown() -> Iterator[np.ndarray]:
         rest = frames
-        for chunk in pipeline.decode(latents()):
+        for chunk in pipeline.codec.decode(latents()):
             yield from chunk[:rest, :height, :width]
             rest -= len(chunk[:rest])
 

@@ -22,7 +22,8 @@ import numpy as np
 from worldline.eval import simulator
 from worldline.eval.report import ALL, Rate
 from worldline.eval.worlds import MODEL, Case, evaluate, renders, sample_cases
-from worldline.generate.pipeline import Pipeline, load
+from worldline.generate.load import load
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.request import read_size
 from worldline.media.write import write_bytes
 from worldline.worlds import verify

@@ -16,7 +16,7 @@ from typing import Any
 
 from worldline.caption.rewrite import rewrite
 from worldline.eval.report import Rate
-from worldline.generate.pipeline import load
+from worldline.generate.load import load
 from worldline.media.preview import contact_sheet
 from worldline.media.write import write_image
 from worldline.worlds.scene import Scene, Thing

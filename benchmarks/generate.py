@@ -27,7 +27,8 @@ from worldline.checkpoints.folder import Parts, save_pretrained
 from worldline.checkpoints.layout import SHIPPED
 from worldline.dit.model import TINY, DiT, DiTConfig
 from worldline.dit.told import Told
-from worldline.generate.pipeline import Pipeline, load
+from worldline.generate.load import load
+from worldline.generate.pipeline import Pipeline
 from worldline.nn.attention import Segments, attention
 from worldline.text import WordConfig, WordTransformer
 from worldline.vae.latents import Whitening
@@ -63,7 +64,7 @@ def measure(model: Path, scratch: Path, runs: int) -> dict[str, Any]:
     """All figures, in seconds unless named otherwise."""
     cold = {
         "help": shell([sys.executable, "-m", "worldline.cli", "--help"]),
-        "imports": shell([sys.executable, "-c", "import worldline.generate.pipeline"]),
+        "imports": shell([sys.executable, "-c", "import worldline.generate.load"]),
         "generate": shell(
             [sys.executable, "-m", "worldline.cli", "generate", PROMPT, "--model", str(model)]
             + ["--overwrite", "-o", str(scratch / "cold.mp4")]
@@ -86,9 +87,9 @@ def measure(model: Path, scratch: Path, runs: int) -> dict[str, Any]:
     steps, frames = shapes[0]
     height, width = result.frames.shape[1:3]
     tokens = ((frames - 1) // 4 + 1) * -(-height // 16) * -(-width // 16)
-    words = int(pipeline.text.encode([PROMPT]).cu_seqlens[1])
+    words = int(pipeline.denoiser.text.encode([PROMPT]).cu_seqlens[1])
     bare, per_step = roofline(pipeline, tokens, words, runs)
-    gflop = (pipeline.dit.flops(tokens, words) + pipeline.dit.flops(tokens, 1)) / 1e9
+    gflop = (pipeline.experts.dit.flops(tokens, words) + pipeline.experts.dit.flops(tokens, 1)) / 1e9
     return {
         "model": str(model) if model == SHIPPED else "untrained" if "tmp" in str(model) else str(model),
         "clip": f"{width}x{height}, {frames} frames, {steps} steps",
@@ -115,7 +116,7 @@ def shell(command: list[str], runs: int = 3) -> float:
 
 def roofline(pipeline: Pipeline, tokens: int, words: int, runs: int) -> tuple[float, float]:
     """Seconds of (the bare products and attention, the transformer) for one guided step, measured in turns."""
-    dit, dtype = pipeline.dit, pipeline.dtype
+    dit, dtype = pipeline.experts.dit, pipeline.dtype
     config = dit.config
     n, m = 2 * tokens, words + 1  # guided: with the prompt, and with the null prompt of one token
     cu = torch.tensor([0, tokens, n])

@@ -24,7 +24,7 @@ from worldline.eval.physics import size_drift
 from worldline.eval.report import Rate
 from worldline.eval.verbs import same_thing, sample_cases
 from worldline.eval.worlds import Case
-from worldline.generate.pipeline import load
+from worldline.generate.load import load
 from worldline.media.preview import contact_sheet
 from worldline.media.write import write_image
 from worldline.shapes import frames_for
@@ -40,7 +40,7 @@ def make(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         request = pipeline.request(case.prompt, seconds=args.seconds, seed=args.seed + index)
         began = time.perf_counter()
         with (folder / f"{index}.raw").open("wb") as file:
-            for frame in pipeline.stretch(request, how=args.one):
+            for frame in pipeline.reel.stretch(request, how=args.one):
                 file.write(frame.tobytes())
         took += time.perf_counter() - began
     return {"seconds": took / args.n, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}

@@ -21,7 +21,8 @@ import torch
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.outline import Outline
-from worldline.generate.pipeline import Drawing, load, setting_of
+from worldline.generate.drawing import Drawing
+from worldline.generate.load import load, setting_of
 from worldline.generate.plan import plan
 from worldline.generate.request import Request, known_defaults, read_bytes, request_of
 
@@ -53,19 +54,19 @@ def measured(folder: Path, size: str, most: float | None) -> dict[str, object]:
     found["load"] = peak()
     restart()
     with torch.inference_mode():
-        pipeline.text.encode([request.prompt, ""])
+        pipeline.denoiser.text.encode([request.prompt, ""])
         found["text"] = peak()
         cells = grid.latent(planned.drawn)
-        pipeline._cuts[cells.height, cells.width] = planned.cut
+        pipeline.codec.cuts[cells.height, cells.width] = planned.cut
         restart()
-        (latents,) = pipeline.sample([request.prompt], [0], Drawing.of(request))
+        (latents,) = pipeline.denoiser.sample([request.prompt], [0], Drawing.of(request))
         found["dit"] = peak()
         restart()
-        video = np.concatenate(list(pipeline.decode([latents])))
+        video = np.concatenate(list(pipeline.codec.decode([latents])))
         found["decode"] = peak()
         del latents
         restart()
-        pipeline.encode(video)
+        pipeline.codec.encode(video)
         found["encode"] = peak()
     return {"planned": dict(planned.stages), "measured": found, "cut": str(planned.cut)}
 

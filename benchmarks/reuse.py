@@ -20,7 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldline.generate.pipeline import Drawing, Pipeline, load, reused
+from worldline.generate.denoiser import reused
+from worldline.generate.drawing import Drawing
+from worldline.generate.load import load
+from worldline.generate.pipeline import Pipeline
 from worldline.worlds.captions import caption
 from worldline.worlds.scene import sample_scene
 
@@ -28,9 +31,9 @@ from worldline.worlds.scene import sample_scene
 def drawn(pipeline: Pipeline, prompt: str, seed: int, limit: float) -> tuple[float, Tensor]:
     """Seconds and latents of one video."""
     request = pipeline.request(prompt, seed=seed, reuse=limit)
-    pipeline.prepare(request)
+    pipeline.room.prepare(request)
     began = time.perf_counter()
-    (latents,) = pipeline.sample([prompt], [seed], Drawing.of(request))
+    (latents,) = pipeline.denoiser.sample([prompt], [seed], Drawing.of(request))
     return time.perf_counter() - began, latents
 
 
@@ -40,7 +43,7 @@ def measured(pipeline: Pipeline, prompts: list[str], limit: float) -> dict[str, 
     for seed, prompt in enumerate(prompts):
         seconds, exact = drawn(pipeline, prompt, seed, 0.0)
         other, near = drawn(pipeline, prompt, seed, limit)
-        told.append(reused(pipeline.reuses))
+        told.append(reused(pipeline.denoiser.reuses))
         ratios.append(seconds / other)
         errors.append(float((near - exact).norm() / exact.norm()))
     return {

@@ -16,7 +16,7 @@ import numpy as np
 
 from worldline.eval.verbs import TRIALS, sample_cases
 from worldline.generate import edit
-from worldline.generate.pipeline import load
+from worldline.generate.load import load
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from worldline.eval.report import Rate
-from worldline.generate.pipeline import load
+from worldline.generate.load import load
 from worldline.worlds.render import render
 from worldline.worlds.scene import CAMERAS, COLOURS, SHAPES, Scene, sample_scene
 from worldline.worlds.verify import ATTRIBUTES, judge, read
@@ -62,7 +62,7 @@ def measure(n: int, seed: int, model: str | None) -> dict[str, Rate | dict[str, 
         "clean": lambda frames, _: frames,
         "blur and noise": blurred,
         "VAE-like": vae_like,
-        "through the autoencoder": lambda frames, _: pipeline.reconstruct(frames),
+        "through the autoencoder": lambda frames, _: pipeline.codec.reconstruct(frames),
     }
     right: Counter[tuple[str, str]] = Counter()
     refused: Counter[str] = Counter()

@@ -31,8 +31,9 @@ from worldline.checkpoints.keymap import to_theirs
 from worldline.dit.model import DiT
 from worldline.dit.patchify import patchify
 from worldline.dit.told import Told
-from worldline.generate.pipeline import Drawing, Pipeline
-from worldline.generate.plan import standard_cut
+from worldline.generate.cuts import standard_cut
+from worldline.generate.drawing import Drawing
+from worldline.generate.pipeline import Pipeline
 from worldline.shapes import VideoShape
 from worldline.text import TextEncoder, TextStates
 from worldline.vae.causal import WAN_2_1, CausalVAE

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from worldline.checkpoints import layout
+from worldline.checkpoints import families, layout
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,10 +32,10 @@ def _safetensors(shape: tuple[int, ...] = (2, 3)) -> bytes:
 
 def _write_skeleton(folder: Path) -> Path:
     """A folder whose layout is right and whose weights fit no model."""
-    for component, config in layout.CONFIG_NAMES.items():
+    for component, config in families.CONFIG_NAMES.items():
         (folder / component).mkdir(parents=True)
         (folder / component / config).write_text("{}")
-    for component, stem in layout.WEIGHT_STEMS.items():
+    for component, stem in families.WEIGHT_STEMS.items():
         (folder / component / f"{stem}.safetensors").write_bytes(_safetensors())
     (folder / layout.INDEX).write_text(json.dumps({"_class_name": layout.PIPELINE_CLASS, "defaults": {}}))
     return folder

@@ -22,6 +22,6 @@ def load(path: str | Path | None = None) -> Pipeline:
     Without `path`, the model in the package. Raises `worldline.errors.UserError` when the model is missing, incomplete
     or none that is readable here.
     """
-    from worldline.generate.pipeline import load as load_pipeline
+    from worldline.generate.load import load as load_pipeline
 
     return load_pipeline(path)

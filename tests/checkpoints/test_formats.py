@@ -119,7 +119,7 @@ def test_what_diffusers_writes_comes_back(folder: Path, tmp_path: Path) -> None:
 def test_a_pipeline_writes_what_was_read(folder: Path, tmp_path: Path) -> None:
     """Not what its own type of numbers has made of it; in shards, and whole or not at all."""
     pipeline = worldline.load(folder)
-    assert {value.dtype for value in pipeline.dit.state_dict().values()} == {pipeline.dtype}
+    assert {value.dtype for value in pipeline.experts.dit.state_dict().values()} == {pipeline.dtype}
     assert_equal(stored(pipeline.save_pretrained(tmp_path / "a", layout="diffusers")), stored(folder))
     with pytest.raises(UserError, match="no such layout; it is written as diffusers"):
         pipeline.save_pretrained(tmp_path / "b", layout="worldline")
@@ -144,7 +144,7 @@ def test_nothing_of_the_family_is_left_out(kind: str, family: Callable[[str], Pa
     half = save_pretrained(before, tmp_path / "half", "bfloat16")
     assert {value.dtype for value in stored(half).values()} == {torch.bfloat16}
     pipeline = worldline.load(half)
-    assert pipeline.low is pipeline.parts.low  # held once
+    assert pipeline.experts.low is pipeline.parts.low  # held once
 
 
 @pytest.mark.parametrize("kind", list(KINDS)[1:])
@@ -206,12 +206,12 @@ def test_half_precision_stays_and_is_held_once(name: str, folder: Path, tmp_path
     assert parts.text.model.dtype == torch.bfloat16  # umT5 leaves the range of float16
     pipeline = worldline.load(halved)
     assert pipeline.dtype == half
-    assert pipeline.dit is pipeline.parts.dit
-    assert pipeline.vae is pipeline.parts.vae
+    assert pipeline.experts.dit is pipeline.parts.dit
+    assert pipeline.codec.vae is pipeline.parts.vae
     assert pipeline.generate(PROMPT, frames=1, width=32, height=32, steps=1).frames.shape == (1, 32, 32, 3)
     copied = Pipeline(parts, dtype=torch.float32)
     assert parts.dit.embed.weight.dtype == half
-    assert copied.dit.embed.weight.dtype == torch.float32
+    assert copied.experts.dit.embed.weight.dtype == torch.float32
 
 
 # ---- what does not fit -------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from worldline.checkpoints import hub, layout
+from worldline.checkpoints import families, hub, layout
 from worldline.cli import main
 from worldline.errors import UserError
 
@@ -63,7 +63,7 @@ def test_only_what_is_read_is_fetched(repository: Repository) -> None:
 
 
 def test_optional_parts_are_fetched_where_the_index_names_them(repository: Repository) -> None:
-    for part, stem in layout.OPTIONAL.items():
+    for part, stem in families.OPTIONAL.items():
         (repository.source / part).mkdir()
         (repository.source / part / "config.json").write_text("{}")
         shutil.copy(
@@ -76,7 +76,7 @@ def test_optional_parts_are_fetched_where_the_index_names_them(repository: Repos
     values = json.loads((repository.source / layout.INDEX).read_text())
     (repository.source / layout.INDEX).write_text(json.dumps({**values, **index}))
     layout.check("org/name")
-    for part, stem in layout.OPTIONAL.items():
+    for part, stem in families.OPTIONAL.items():
         assert f"{part}/{stem}.safetensors" in repository.fetched
     (repository.source / "transformer_2/diffusion_pytorch_model.safetensors").unlink()
     shutil.rmtree(repository.cache)

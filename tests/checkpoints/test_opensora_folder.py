@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldline.checkpoints import layout, opensora
+from worldline.checkpoints import families, layout, opensora
 from worldline.checkpoints.folder import Parts, SchedulerConfig, convert, load_parts, save_pretrained
 from worldline.checkpoints.hunyuan_vae import load_hunyuan_vae
 from worldline.checkpoints.keymap import Piece
@@ -30,11 +30,14 @@ from worldline.dit.mmdit import MMDiT
 from worldline.dit.patchify import patchify
 from worldline.dit.told import Told
 from worldline.errors import UserError
+from worldline.generate import denoiser as denoising
+from worldline.generate import drawing as drawings
 from worldline.generate import edit
-from worldline.generate import pipeline as pipeline_module
 from worldline.generate import plan as planning
 from worldline.generate.canvas import timeline
-from worldline.generate.pipeline import Deferred, Drawing, Pipeline
+from worldline.generate.drawing import Drawing
+from worldline.generate.load import Deferred
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.request import Request
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image
@@ -47,7 +50,7 @@ LIMIT = 1e-5  # relative, in fp32; 2e-6 is seen
 DATA = Path(__file__).parent.parent / "data" / "opensora2"
 GOLDEN = load_file(DATA / "golden.safetensors")
 TRANSFORMER, VAE = DATA / "Open_Sora_v2.safetensors", DATA / "hunyuan_vae.safetensors"
-T5, CLIP = layout.OPENSORA_TOKENIZERS
+T5, CLIP = families.OPENSORA_TOKENIZERS
 PROMPT = "a red ball"
 A, B = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)).astype(np.uint8)
 
@@ -73,7 +76,7 @@ def parts() -> Parts:
     config = opensora.config_of_shapes(shapes, json.loads((DATA / "Open_Sora_v2.json").read_text()))
     dit = Piece("golden", lambda: MMDiT(config), weights, opensora.table(config)).load()
     vae, whitening = load_hunyuan_vae(VAE, groups=4)
-    return Parts(vae, dit, GoldenText(), whitening, SchedulerConfig(spacing="opensora"), layout.OPENSORA_DEFAULTS)
+    return Parts(vae, dit, GoldenText(), whitening, SchedulerConfig(spacing="opensora"), families.OPENSORA_DEFAULTS)
 
 
 def pipeline_of(parts: Parts, **changed: Any) -> Pipeline:
@@ -118,7 +121,7 @@ def sampled(pipeline: Pipeline, case: str, patch: pytest.MonkeyPatch, **asked: A
     known = first_frame(GOLDEN[f"{case}/ref0"][0][:, None], 3) if f"{case}/ref0" in GOLDEN else None
     with patch.context() as noise:
         noise.setattr(torch, "randn", lambda *_, **__: GOLDEN[f"{case}/z"][0].clone())
-        return pipeline.sample([PROMPT], [0], Drawing.of(request), known)[0]
+        return pipeline.denoiser.sample([PROMPT], [0], Drawing.of(request), known)[0]
 
 
 @pytest.mark.parametrize(("case", "given"), [("pipe/t2v", 0), ("pipe/i2v_head", 1)])
@@ -132,7 +135,8 @@ def test_sampling_is_theirs(case: str, given: int, parts: Parts, monkeypatch: py
         assert torch.equal(got[:, 0], GOLDEN[f"{case}/ref0"][0])
     pixels = parts.vae.decode(parts.whitening.inverse(got)[None])
     assert error(pixels, GOLDEN[f"{case}/decoded"]) < LIMIT
-    shown = np.concatenate(list(pipeline.decode(iter(got.split(1, dim=1)))))  # in pieces, which wait for their end
+    pieces = iter(got.split(1, dim=1))  # which wait for their end
+    shown = np.concatenate(list(pipeline.codec.decode(pieces)))
     levels = (GOLDEN[f"{case}/decoded"][0].clamp(-1, 1).permute(1, 2, 3, 0).numpy() + 1) * 127.5
     assert np.abs(shown - levels).max() < 0.51
 
@@ -155,7 +159,7 @@ def neighbours_are_rotated(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> Non
 
 def scheduled(**changed: Any) -> Break:
     def put_back(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-        pipeline.parts = dataclasses.replace(pipeline.parts, scheduler=SchedulerConfig(**changed))
+        pipeline.denoiser.scheduler = SchedulerConfig(**changed)
 
     return put_back
 
@@ -168,34 +172,34 @@ def shift_of_all_tokens(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
 
 
 def other_order(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    own = pipeline_module.cfg_text_image
-    patch.setattr(pipeline_module, "cfg_text_image", lambda a, b, c, *scales: own(a, c, b, *scales))
+    own = denoising.cfg_text_image
+    patch.setattr(denoising, "cfg_text_image", lambda a, b, c, *scales: own(a, c, b, *scales))
 
 
 def flat_image_scale(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pipeline_module, "image_ramp", lambda scale, step, steps, frames: torch.full((frames,), scale))
+    patch.setattr(drawings, "image_ramp", lambda scale, step, steps, frames: torch.full((frames,), scale))
 
 
 def oscillating_one_later(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    own = pipeline_module.oscillating
-    patch.setattr(pipeline_module, "oscillating", lambda scale, step: own(scale, step + 1))
+    own = drawings.oscillating
+    patch.setattr(drawings, "oscillating", lambda scale, step: own(scale, step + 1))
 
 
 def held(known: str) -> Break:
     def put_back(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-        pipeline.dit.config = dataclasses.replace(pipeline.dit.config, known=known)
+        pipeline.experts.dit.config = dataclasses.replace(pipeline.experts.dit.config, known=known)
 
     return put_back
 
 
 def no_vector(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    own = pipeline._told
+    own = pipeline.denoiser._told
 
     def told(text: Any, condition: Any) -> Any:
         whole = own(text, condition)
         return whole._replace(vector=torch.zeros_like(whole.vector))
 
-    patch.setattr(pipeline, "_told", told)
+    patch.setattr(pipeline.denoiser, "_told", told)
 
 
 PITFALLS: dict[str, tuple[str, Break]] = {
@@ -247,13 +251,13 @@ def test_an_autoencoder_in_pieces_tells(parts: Parts) -> None:
 def test_what_is_known_costs_a_third_copy_only_while_it_guides(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = pipeline_of(parts)
     asked: list[int] = []
-    own = pipeline.dit.forward
+    own = pipeline.experts.dit.forward
 
     def forward(tokens: Tensor, *rest: Any, **more: Any) -> Tensor:
         asked.append(len(tokens) // 18)
         return own(tokens, *rest, **more)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(pipeline.dit, "forward", forward)
+    monkeypatch.setattr(pipeline.experts.dit, "forward", forward)
     sampled(pipeline, "pipe/i2v_head", monkeypatch)
     sampled(pipeline, "pipe/t2v", monkeypatch)
     sampled(pipeline, "pipe/i2v_head", monkeypatch, guidance_scale_image=1.0, guidance_oscillation=False)
@@ -265,15 +269,15 @@ def test_a_video_does_not_depend_on_its_neighbours(parts: Parts) -> None:
     pipeline = pipeline_of(parts)
     drawing = Drawing.of(pipeline.request(PROMPT, frames=9, height=32, width=48, steps=3))
     known = first_frame(GOLDEN["pipe/i2v_head/ref0"][0][:, None], 3)
-    together = pipeline.sample([PROMPT] * 2, [3, 4], drawing, known)
+    together = pipeline.denoiser.sample([PROMPT] * 2, [3, 4], drawing, known)
     for seed, both in zip((3, 4), together, strict=True):
-        assert error(both, pipeline.sample([PROMPT], [seed], drawing, known)[0]) < LIMIT
+        assert error(both, pipeline.denoiser.sample([PROMPT], [seed], drawing, known)[0]) < LIMIT
 
 
 def scales_at(known: Conditions, steps: int = 4) -> Any:
     drawing = Drawing(VideoShape(17, 32, 32), steps, 5.0, guidance_scale_image=3.0)
     times = torch.linspace(1, 0, steps + 1)
-    return pipeline_module.scales_of(dataclasses.replace(drawing, guidance_oscillation=True), known, (1, 2, 2), times)
+    return drawings.scales_of(dataclasses.replace(drawing, guidance_oscillation=True), known, (1, 2, 2), times)
 
 
 def test_the_ramp_is_for_pictures_alone() -> None:
@@ -291,9 +295,9 @@ def test_the_ramp_is_for_pictures_alone() -> None:
 def test_pictures_are_encoded_alone(parts: Parts) -> None:
     """The last one as a clip of one frame, too; their autoencoder would normalise a longer stretch as a whole."""
     pipeline = pipeline_of(parts)
-    known = pipeline.condition(timeline([A[None], 7, B[None]]))
+    known = pipeline.codec.condition(timeline([A[None], 7, B[None]]))
     assert known.mask.amax((2, 3)).tolist() == [[1, 0, 0]]  # the last picture is one of four frames
-    known = pipeline.condition(timeline([A[None], 4, np.repeat(B[None], 4, 0)]))
+    known = pipeline.codec.condition(timeline([A[None], 4, np.repeat(B[None], 4, 0)]))
     assert known.mask.amin((2, 3)).tolist() == [[1, 0, 1]]
     for picture, place in ((A, 0), (B, 2)):
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
@@ -315,7 +319,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place.mkdir()
     for name in names:
         shutil.copy(DATA / name, place / name)
-    t5, clip = (place / name for name in layout.OPENSORA_TOKENIZERS)
+    t5, clip = (place / name for name in families.OPENSORA_TOKENIZERS)
     t5_like("T5", d_model=32).save_pretrained(t5)
     save_umt5_tokenizer(t5)
     clip_text(eos=31).save_pretrained(clip)
@@ -331,7 +335,7 @@ def test_a_folder_loads_as_published(folder: Path, parts: Parts) -> None:
     assert found.scheduler == parts.scheduler
     assert error(answer(found.dit, "dit/2"), GOLDEN["dit/2/out"][0]) < LIMIT
     got = found.text.encode([PROMPT, ""])
-    t5, clip = (HFText(str(folder / name)) for name in layout.OPENSORA_TOKENIZERS)
+    t5, clip = (HFText(str(folder / name)) for name in families.OPENSORA_TOKENIZERS)
     assert got.cu_seqlens.tolist() == [0, 512, 1024]  # rows of padding are words like others
     assert got.pooled is not None
     assert torch.equal(got.pooled, clip.encode([PROMPT, ""]).pooled)  # type: ignore[arg-type]
@@ -357,7 +361,7 @@ def test_half_precision_stays(folder: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(found, source=half)
     assert pipeline.dtype == torch.bfloat16
     request = pipeline.request(PROMPT, frames=5, height=32, width=32, steps=2)
-    made = pipeline.sample([PROMPT], [0], Drawing.of(request))[0]
+    made = pipeline.denoiser.sample([PROMPT], [0], Drawing.of(request))[0]
     assert made.isfinite().all()
 
 
@@ -381,7 +385,7 @@ def test_t5_under_a_mask_gives_other_videos(folder: Path) -> None:
     for text in (whole.text, masked):
         pipeline = pipeline_of(whole, text=text)
         drawing = Drawing.of(pipeline.request(PROMPT, frames=5, height=32, width=32, steps=2))
-        both.append(pipeline.sample([PROMPT], [0], drawing)[0])
+        both.append(pipeline.denoiser.sample([PROMPT], [0], drawing)[0])
     assert error(both[1], both[0]) > 100 * LIMIT
 
 
@@ -417,9 +421,9 @@ def test_what_does_not_fit_whole_is_blended_and_says_so(parts: Parts) -> None:
     asked = {"width": 64, "height": 48, "frames": 33, "steps": 1, "prompt_suffix": "{fps} FPS. 4 motion score."}
     exact = pipeline.generate(PROMPT, fps=24, **asked)
     assert "decoded" not in exact.metadata
-    pipeline._cuts.clear()
+    pipeline.codec.cuts.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_module, "fitting_cut", lambda *_: Cut(4, blended=True))
+        patch.setattr("worldline.generate.room.fitting_cut", lambda *_: Cut(4, blended=True))
         blended = pipeline.generate(PROMPT, fps=24, **asked)
     assert "approximation" in blended.metadata["decoded"]
     assert blended.frames.shape == exact.frames.shape

@@ -23,11 +23,14 @@ from worldline.cli import main
 from worldline.dit.conditions import Conditions
 from worldline.dit.model import DiT
 from worldline.errors import UserError
+from worldline.generate import denoiser as denoising
 from worldline.generate import edit
-from worldline.generate import pipeline as pipeline_module
 from worldline.generate import plan as planning
 from worldline.generate.canvas import Canvas, timeline
-from worldline.generate.pipeline import Deferred, Drawing, Pipeline
+from worldline.generate.cuts import standard_cut
+from worldline.generate.drawing import Drawing
+from worldline.generate.load import Deferred
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.request import Request
 from worldline.media.read import Video, read_video
 from worldline.media.write import write_image
@@ -71,8 +74,8 @@ def latents(pipeline: Pipeline, frames: int, height: int, width: int, *images: n
         PROMPT, negative_prompt=NEGATIVE, frames=frames, height=height, width=width, steps=4, seed=3, **settings
     )
     assert request.sampler == "unipc"
-    condition = pipeline.condition(canvas_of(images, frames)) if images else None
-    return pipeline.sample([PROMPT], [3], Drawing.of(request), condition)[0]
+    condition = pipeline.codec.condition(canvas_of(images, frames)) if images else None
+    return pipeline.denoiser.sample([PROMPT], [3], Drawing.of(request), condition)[0]
 
 
 def call(frames: int, height: int, width: int) -> dict[str, int]:
@@ -117,7 +120,7 @@ def test_pixels_are_wans(kind: str, family: Callable[[str], Path]) -> None:
     if image is None:
         pixels = pipeline.run(request).frames
     else:
-        pixels = np.stack(list(pipeline.paint(canvas_of((image,), 5), request, keep=False)))
+        pixels = np.stack(list(pipeline.reel.paint(canvas_of((image,), 5), request, keep=False)))
         assert np.array_equal(pipeline.run(request, image).frames[0], image)
     assert np.abs(pixels / 255 - np.asarray(shown)).max() < 1.5 / 255
 
@@ -143,8 +146,8 @@ Break = Callable[[Pipeline, pytest.MonkeyPatch], None]
 
 def conditioned(change: Callable[[Conditions], Conditions]) -> Break:
     def put_back(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-        own = pipeline.condition
-        patch.setattr(pipeline, "condition", lambda canvas: change(own(canvas)))
+        own = pipeline.codec.condition
+        patch.setattr(pipeline.codec, "condition", lambda canvas: change(own(canvas)))
 
     return put_back
 
@@ -159,14 +162,14 @@ def whole_cells(known: Conditions) -> Conditions:
 
 def words_alone_are_negative(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
     """Without the prompt, the picture is not told either."""
-    own = pipeline._told
+    own = pipeline.denoiser._told
 
     def told(text: Any, condition: Conditions) -> Any:
         both = own(text, condition)
         rows = len(both.image) // 2
         return both._replace(image=torch.cat([both.image[:rows], torch.zeros_like(both.image[rows:])]))
 
-    patch.setattr(pipeline, "_told", told)
+    patch.setattr(pipeline.denoiser, "_told", told)
 
 
 def first_picture_alone(known: Conditions) -> Conditions:
@@ -175,8 +178,8 @@ def first_picture_alone(known: Conditions) -> Conditions:
 
 
 def black(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    own = pipeline.encode
-    patch.setattr(pipeline, "encode", lambda frames, known=None: own(frames))
+    own = pipeline.codec.encode
+    patch.setattr(pipeline.codec, "encode", lambda frames, known=None: own(frames))
 
 
 def last_layer(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
@@ -191,33 +194,33 @@ def last_layer(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
 
 
 def one_time(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    own = pipeline_module.place_known
-    patch.setattr(pipeline_module, "place_known", lambda x, t, known, mask: (own(x, t, known, mask)[0], t))
+    own = denoising.place_known
+    patch.setattr(denoising, "place_known", lambda x, t, known, mask: (own(x, t, known, mask)[0], t))
 
 
 def replaced(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    pipeline.dit.config = dataclasses.replace(pipeline.dit.config, known="noisy")
+    pipeline.experts.dit.config = dataclasses.replace(pipeline.experts.dit.config, known="noisy")
 
 
 def swapped(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    assert pipeline.low is not None
-    pipeline.dit, pipeline.low = pipeline.low, pipeline.dit
+    assert pipeline.experts.low is not None
+    pipeline.experts.dit, pipeline.experts.low = pipeline.experts.low, pipeline.experts.dit
 
 
 def one_expert(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    pipeline.low = None
+    pipeline.experts.low = None
 
 
 def native_order(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
     """The authors list the scale of the low noise first."""
-    own = pipeline.sample
+    own = pipeline.denoiser.sample
 
     def sample(prompts: Any, seeds: Any, drawing: Drawing, condition: Any) -> Any:
         assert drawing.guidance_scale_2 is not None
         scales = {"guidance_scale": drawing.guidance_scale_2, "guidance_scale_2": drawing.guidance_scale}
         return own(prompts, seeds, dataclasses.replace(drawing, **scales), condition)
 
-    patch.setattr(pipeline, "sample", sample)
+    patch.setattr(pipeline.denoiser, "sample", sample)
 
 
 PITFALLS: list[tuple[str, tuple[np.ndarray, ...], Break]] = [
@@ -281,7 +284,7 @@ def test_the_shift_of_two_experts_is_the_authors(family: Callable[[str], Path], 
     assert torch.equal(latents(plain, 5, 32, 32, shift=12.0), expected)
     size = {"frames": 5, "height": 32, "width": 32, "steps": 4, "guidance_scale": 5.0}
     unsaid = Drawing.of(plain.request(PROMPT, negative_prompt=NEGATIVE, **size))
-    assert torch.equal(plain.sample([PROMPT], [3], unsaid)[0], expected)
+    assert torch.equal(plain.denoiser.sample([PROMPT], [3], unsaid)[0], expected)
     assert not torch.equal(latents(plain, 5, 32, 32), expected)
     assert plain.record(plain.request(PROMPT))["shift"] == 12.0
     for wrong in (0.0, -1.0, float("nan"), 101.0):
@@ -300,11 +303,11 @@ def test_one_expert_is_in_memory_at_a_time(
     both = dataclasses.replace(read, low=read.experts[1].load(), experts=None)
     expected = latents(Pipeline(both, dtype=dtype), 5, 32, 32)
     pipeline = Pipeline(load_parts(folder), dtype=dtype, source=folder)
-    assert pipeline.low is not None
+    assert pipeline.experts.low is not None
     awake = []
 
     def forward(*given: Any, **named: Any) -> Any:
-        awake.append([not is_hollow(dit) for dit in (pipeline.dit, pipeline.low)])
+        awake.append([not is_hollow(dit) for dit in (pipeline.experts.dit, pipeline.experts.low)])
         return own(*given, **named)
 
     own = DiT.forward
@@ -312,7 +315,7 @@ def test_one_expert_is_in_memory_at_a_time(
     for _ in range(2):
         assert torch.equal(latents(pipeline, 5, 32, 32), expected)
     assert awake == 2 * ([[True, False]] * 2 + [[False, True]] * 2)
-    assert {(value.dtype, value.is_inference()) for value in pipeline.low.parameters()} == {(dtype, False)}
+    assert {(value.dtype, value.is_inference()) for value in pipeline.experts.low.parameters()} == {(dtype, False)}
     written = load_parts(save_pretrained(pipeline.parts, tmp_path / "out"))
     assert torch.equal(latents(Pipeline(written, dtype=dtype), 5, 32, 32), expected)
 
@@ -323,15 +326,15 @@ def test_both_experts_stay_where_there_is_room(family: Callable[[str], Path], mo
     expected = latents(pipeline, 5, 32, 32)
 
     def hollow() -> list[bool]:
-        return [is_hollow(dit) for dit in (pipeline.dit, pipeline.low) if dit is not None]
+        return [is_hollow(dit) for dit in (pipeline.experts.dit, pipeline.experts.low) if dit is not None]
 
     assert hollow() == [True, False]
-    pipeline.prepare(pipeline.request(PROMPT, width=32, height=32, frames=5))
+    pipeline.room.prepare(pipeline.request(PROMPT, width=32, height=32, frames=5))
     for _ in range(2):
         assert torch.equal(latents(pipeline, 5, 32, 32), expected)
         assert hollow() == [False, False]
-    monkeypatch.setattr("worldline.generate.pipeline.spare", lambda *_: -1.0)
-    pipeline.prepare(pipeline.request(PROMPT, width=32, height=32, frames=5))
+    monkeypatch.setattr("worldline.generate.room.spare", lambda *_: -1.0)
+    pipeline.room.prepare(pipeline.request(PROMPT, width=32, height=32, frames=5))
     assert hollow() == [False, True]
     assert torch.equal(latents(pipeline, 5, 32, 32), expected)
     assert hollow() == [True, False]
@@ -371,7 +374,7 @@ def test_a_plan_is_of_the_loaded_model(kind: str, family: Callable[[str], Path],
     alone = dataclasses.replace(outline, loaded={k: v for k, v in outline.loaded.items() if k != "transformer_2"})
     assert made.experts == 1 + ("experts" in kind)
     assert made.stages == planning.plan(alone, request, where).stages  # of two experts one is in memory
-    cut = planning.standard_cut(*dataclasses.astuple(grid.latent(request.padded))[1:])
+    cut = standard_cut(*dataclasses.astuple(grid.latent(request.padded))[1:])
     rest = planning.weights(outline, where) + max(outline.stored.values()) + planning.WORKSPACE
     assert made.peak < rest + planning._loosely(outline, request, where, cut)
     half = save_pretrained(parts, tmp_path / "half", "bfloat16")

@@ -20,7 +20,10 @@ from worldline.errors import UserError
 from worldline.generate import edit
 from worldline.generate.board import Board, Card, read_board
 from worldline.generate.canvas import timeline
-from worldline.generate.pipeline import Drawing, Pipeline
+from worldline.generate.codec import Codec
+from worldline.generate.denoiser import Denoiser
+from worldline.generate.drawing import Drawing
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.storyboard import storyboard
 from worldline.media.credentials import verify
 from worldline.media.provenance import read_provenance
@@ -73,11 +76,11 @@ def test_a_model_without_masks_is_held_by_replacement(micro_parts: Parts) -> Non
 
     seen = []
     forward = dit.forward
-    pipeline.dit.forward = lambda x, *rest, **more: seen.append((x, rest[2])) or forward(x, *rest, **more)  # type: ignore[method-assign]
+    pipeline.experts.dit.forward = lambda x, *rest, **more: seen.append((x, rest[2])) or forward(x, *rest, **more)  # type: ignore[method-assign]
     known = torch.full((16, 2, 4, 4), 2.0)
     condition = from_mask(known, (torch.arange(2) == 0).float()[None, :, None, None].expand(1, 2, 4, 4))
     drawing = Drawing.of(pipeline.request("a ball", frames=5, steps=4, guidance_scale=1))
-    latents = pipeline.sample(["a ball"], [3], drawing, condition)[0]
+    latents = pipeline.denoiser.sample(["a ball"], [3], drawing, condition)[0]
     assert torch.equal(latents[:, :1], known[:, :1])
     noise = patchify(torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(3)), config.patch)[0]
     for tokens, time in seen:
@@ -90,8 +93,8 @@ def test_a_join_is_decoded_from_the_latents_of_its_clip(pipeline: Pipeline) -> N
     """No second trip through the autoencoder: what stands before the join is encoded once and decoded with the rest."""
     canvas = timeline([CLIP.frames[:5], 4])
     request = pipeline.request("a ball", width=32, height=32, frames=9)
-    decoded = np.stack(list(pipeline.paint(canvas, request, keep=False)))
-    expected = pipeline.reconstruct(CLIP.frames[:5])
+    decoded = np.stack(list(pipeline.reel.paint(canvas, request, keep=False)))
+    expected = pipeline.codec.reconstruct(CLIP.frames[:5])
     assert int(np.abs(decoded[:5].astype(int) - expected).max()) <= 1
 
 
@@ -126,7 +129,7 @@ def test_interpolate_begins_and_ends_with_the_pictures(pipeline: Pipeline, frame
 
 
 def test_remix_goes_from_the_clip_to_something_new(pipeline: Pipeline) -> None:
-    plain = pipeline.reconstruct(CLIP.frames).astype(int)
+    plain = pipeline.codec.reconstruct(CLIP.frames).astype(int)
     distance = [
         np.abs(edit.remix(pipeline, CLIP, "a ball", s, steps=8).frames.astype(int) - plain).mean()
         for s in (0.1, 0.5, 1)
@@ -197,11 +200,11 @@ def test_cards_of_one_take_are_painted_in_latents(pipeline: Pipeline, monkeypatc
     """What a card goes on from is what the card before it painted, not a second trip through the autoencoder."""
     board = Board((Card(0, "a ball rolls"), Card(0.5, "a ball jumps")), 1.0)
     seen = []
-    sample = Pipeline.sample
+    sample = Denoiser.sample
     keep = lambda *a, **k: seen.append((a[1], list(a[6]))) or sample(*a, **k)  # noqa: E731
-    monkeypatch.setattr(Pipeline, "sample", keep)
-    encode = Pipeline.encode
-    monkeypatch.setattr(Pipeline, "encode", lambda *a: pytest.fail("encoded") if len(a[1]) else encode(*a))
+    monkeypatch.setattr(Denoiser, "sample", keep)
+    encode = Codec.encode
+    monkeypatch.setattr(Codec, "encode", lambda *a: pytest.fail("encoded") if len(a[1]) else encode(*a))
     frames = storyboard(pipeline, board, steps=1, long="whole").frames
     assert len(frames) == 17
     assert seen == [(["a ball rolls"], [0, 1, 2]), (["a ball jumps"], [0, 1, 2, 3, 4])]  # frame 8 ends latent frame 2
@@ -345,7 +348,7 @@ def test_mistakes_are_one_line_before_the_model_is_loaded(
     words: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("worldline.generate.pipeline.load", lambda *a: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("worldline.generate.load.load", lambda *a: pytest.fail("the model was loaded"))
     out = str(tmp_path / ("out.png" if words.startswith("image") else "out.mp4"))
     assert main([*words.split(), "-o", out, "--model", "model"]) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")]

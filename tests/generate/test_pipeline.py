@@ -22,7 +22,11 @@ from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate import pipeline as pipeline_module
 from worldline.generate.canvas import fitted, timeline
-from worldline.generate.pipeline import Drawing, Pipeline, load
+from worldline.generate.codec import to_uint8
+from worldline.generate.drawing import Drawing
+from worldline.generate.load import load
+from worldline.generate.pipeline import Pipeline
+from worldline.generate.request import Request
 from worldline.media.identity import SIGN_WITH
 from worldline.media.provenance import read_provenance
 from worldline.media.read import read_video
@@ -87,15 +91,16 @@ def test_guidance_is_the_textbook_equation(pipeline: Pipeline, interval: tuple[f
     drawing = Drawing(
         VideoShape(5, 32, 32), steps=2, guidance_scale=3.0, negative_prompt="a ball", guidance_interval=interval
     )
-    got = pipeline.sample(["a red ball"], [7], drawing)[0]
+    got = pipeline.denoiser.sample(["a red ball"], [7], drawing)[0]
 
     noise = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(7))
     packed = pack([noise], (1, 2, 2))
+    dit = pipeline.experts.dit
     cond, uncond = (pipeline.parts.text.encode([words]) for words in ("a red ball", "a ball"))
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         v, u = (
-            pipeline.dit(x, packed.coords, packed.cu_seqlens, t.expand(len(x)), Told(text.states, text.cu_seqlens))
+            dit(x, packed.coords, packed.cu_seqlens, t.expand(len(x)), Told(text.states, text.cu_seqlens))
             for text in (cond, uncond)
         )
         return u + 3.0 * (v - u) if t <= interval[1] else v
@@ -141,7 +146,8 @@ def test_compiled_blocks_share_their_programs_and_make_the_same(pipeline: Pipeli
         programs.append(graph)
         return graph.forward
 
-    compiled = Pipeline(micro_parts, device="cpu", dtype=torch.float32).compile(backend=traced)
+    compiled = Pipeline(micro_parts, device="cpu", dtype=torch.float32)
+    compiled.experts.compile(backend=traced)
     made = compiled.generate("a red ball", steps=3)
     # Of two blocks and three steps: one for a block that finds how text is padded, one for those that are told.
     assert len(programs) <= 2
@@ -151,7 +157,7 @@ def test_compiled_blocks_share_their_programs_and_make_the_same(pipeline: Pipeli
 def test_compiling_says_what_it_lacks(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="--compile needs no-such-compiler"):
-        pipeline.compile()
+        pipeline.experts.compile()
 
 
 def test_the_prompt_matters(pipeline: Pipeline) -> None:
@@ -167,11 +173,11 @@ def test_the_first_frame_is_the_given_picture(pipeline: Pipeline) -> None:
 
 def test_known_latents_stay_as_the_picture_encodes(pipeline: Pipeline) -> None:
     shape = VideoShape(9, 32, 32)
-    condition = pipeline.condition(timeline([PICTURE[None], 8]))
+    condition = pipeline.codec.condition(timeline([PICTURE[None], 8]))
     pixels = torch.from_numpy(PICTURE).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
-    known = pipeline.parts.whitening.forward(pipeline.vae.encode(pixels).mean[0])
+    known = pipeline.parts.whitening.forward(pipeline.codec.vae.encode(pixels).mean[0])
     assert torch.allclose(condition.known[:, :1], known, atol=1e-5)
-    for latent in pipeline.sample(["a", "red"], [1, 2], Drawing(shape, steps=2), condition):
+    for latent in pipeline.denoiser.sample(["a", "red"], [1, 2], Drawing(shape, steps=2), condition):
         assert torch.allclose(latent[:, :1], known, atol=1e-5)
 
 
@@ -215,7 +221,7 @@ def test_what_is_packed_together_is_what_is_made_alone(pipeline: Pipeline) -> No
 
 def test_a_glimpse_is_of_what_the_step_expects(micro_parts: Parts) -> None:
     pipeline = Pipeline(micro_parts, device="cpu", dtype=torch.float32)
-    pipeline.glimpses = True
+    pipeline.denoiser.glimpses = True
     assert pipeline.glimpse() is None
     seen = []
     prompts = [pipeline.request(prompt, frames=1) for prompt in ("a red ball", "a ball rolls")]
@@ -228,7 +234,7 @@ def test_a_glimpse_is_of_what_the_step_expects(micro_parts: Parts) -> None:
 
 def test_a_glimpse_is_never_of_another_video(micro_parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(micro_parts, device="cpu", dtype=torch.float32)
-    pipeline.glimpses = True
+    pipeline.denoiser.glimpses = True
     monkeypatch.setattr(pipeline_module, "MAX_PACKED", 1)  # one sequence each
     prompts = [pipeline.request(prompt, frames=1) for prompt in ("a red ball", "a ball rolls")]
     seen = []
@@ -239,19 +245,19 @@ def test_a_glimpse_is_never_of_another_video(micro_parts: Parts, monkeypatch: py
 
 def test_reconstruction_keeps_any_size(pipeline: Pipeline) -> None:
     clip = np.random.default_rng(1).integers(0, 256, (6, 20, 33, 3)).astype(np.uint8)
-    again = pipeline.reconstruct(clip)
+    again = pipeline.codec.reconstruct(clip)
     assert again.shape == clip.shape
     pixels = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    mean = pipeline.vae.encode(pixels).mean
-    whole = pipeline_module.to_uint8(pipeline.vae.decode(mean)[0])[:6, :20, :33]
+    mean = pipeline.codec.vae.encode(pixels).mean
+    whole = to_uint8(pipeline.codec.vae.decode(mean)[0])[:6, :20, :33]
     assert int(np.abs(whole.astype(int) - again).max()) <= 1
 
 
 def test_unknown_words_and_long_prompts_are_told(pipeline: Pipeline) -> None:
-    request = pipeline_module.Request("a red dragon rolls")
+    request = Request("a red dragon rolls")
     assert "'dragon'" in pipeline.hints(request)[0]
-    assert pipeline.hints(pipeline_module.Request("a red ball")) == []
-    assert "longer" in pipeline.hints(pipeline_module.Request("a red ball " * 40))[-1]
+    assert pipeline.hints(Request("a red ball")) == []
+    assert "longer" in pipeline.hints(Request("a red ball " * 40))[-1]
 
 
 def test_bfloat16_stays_near_float32(micro_parts: Parts, pipeline: Pipeline) -> None:

@@ -21,8 +21,11 @@ from worldline.checkpoints.outline import Outline
 from worldline.cli import main
 from worldline.errors import UserError
 from worldline.generate import plan as planning
-from worldline.generate.pipeline import Deferred, Pipeline
-from worldline.generate.plan import Setting, check, coding_bytes, fitting_cut, plan
+from worldline.generate.cuts import standard_cut
+from worldline.generate.footprint import coding_bytes, traced
+from worldline.generate.load import Deferred
+from worldline.generate.pipeline import Pipeline
+from worldline.generate.plan import Setting, check, fitting_cut, plan
 from worldline.generate.request import Request, free_memory
 from worldline.vae.causal import CausalVAE, CausalVAEConfig
 from worldline.vae.codec import Cut
@@ -91,7 +94,7 @@ def test_large_frames_follow_from_small_ones() -> None:
         for way in ("decode_chunk", "encode_chunk"):
             for alone in (False, True):
                 guess = coding_bytes(vae, torch.float32, way, 3, 30, 40, alone)
-                exact, _ = planning._traced(type(vae), vae.config, torch.float32, way, alone, 3, 30, 40)
+                exact, _ = traced(type(vae), vae.config, torch.float32, way, alone, 3, 30, 40)
                 assert guess == pytest.approx(exact, rel=0.02)
 
 
@@ -107,7 +110,7 @@ def test_the_loose_bound_is_above_the_plan(model: Outline, shipped: Outline) -> 
         (model, shipped), (Request(""), Request("", width=512, height=256), Request("", frames=65, num_videos=3))
     ):
         latent = request.padded.latent()
-        cut = planning.standard_cut(latent.height, latent.width)
+        cut = standard_cut(latent.height, latent.width)
         bound = planning._loosely(outline, request, setting(), cut) + planning.WORKSPACE
         assert plan(outline, request, setting(ready=True)).peak < bound
 
@@ -133,7 +136,7 @@ def test_what_does_not_fit_names_what_does(shipped: Outline) -> None:
 def test_memory_decides_the_cut_and_plenty_never_does(shipped: Outline) -> None:
     request = Request("", width=1024, height=1024, frames=5)
     roomy = plan(shipped, request, setting(limit=1e12)).cut
-    assert roomy == fitting_cut(shipped, request, setting(limit=1e12)) == planning.standard_cut(128, 128)
+    assert roomy == fitting_cut(shipped, request, setting(limit=1e12)) == standard_cut(128, 128)
     small = Request("", width=512, height=512, frames=5)
     limits = [plan(shipped, small, setting()).peak, 500e6, 300e6]
     cuts = [plan(shipped, small, setting(limit=limit)) for limit in limits]
@@ -173,15 +176,15 @@ def test_a_pipeline_refuses_and_cuts_by_the_plan(micro_parts: Any, monkeypatch: 
     whole = Pipeline(micro_parts, dtype=torch.float32)
     request = whole.request("a red ball", width=192, height=160, frames=9, steps=1)
     expected = whole.run(request).frames
-    assert whole._cuts == {(20, 24): Cut(4)}
-    monkeypatch.setattr("worldline.generate.pipeline.fitting_cut", lambda *_: Cut(1, 7))
+    assert whole.codec.cuts == {(20, 24): Cut(4)}
+    monkeypatch.setattr("worldline.generate.room.fitting_cut", lambda *_: Cut(1, 7))
     tiled = Pipeline(micro_parts, dtype=torch.float32)
     image = expected[0]
     found = tiled.run(request).frames
     assert np.abs(found.astype(int) - expected).max() <= 1  # a value may round either way
     monkeypatch.undo()
     one = whole.run(request, image).frames
-    monkeypatch.setattr("worldline.generate.pipeline.fitting_cut", lambda *_: Cut(1, 7))
+    monkeypatch.setattr("worldline.generate.room.fitting_cut", lambda *_: Cut(1, 7))
     assert np.abs(tiled.run(request, image).frames.astype(int) - one).max() <= 1
     monkeypatch.undo()
     small = Pipeline(micro_parts, dtype=torch.float32, max_memory=1e6)
@@ -246,7 +249,7 @@ def test_the_shipped_model_needs_no_compiler() -> None:
     """Neither its outline nor its weights go through torch's compiler, which takes a second or two to import."""
     code = (
         "import sys; from worldline.checkpoints import layout; from worldline.checkpoints.outline import Outline;"
-        "from worldline.generate.pipeline import load;"
+        "from worldline.generate.load import load;"
         "Outline.of_folder(layout.check(None)); load();"
         "print([name for name in ('sympy', 'torch._dynamo', 'torch._inductor') if name in sys.modules])"
     )

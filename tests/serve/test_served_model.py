@@ -20,7 +20,7 @@ import pytest
 
 from tests.serve.served import LIMIT, until
 from worldline.generate import edit
-from worldline.generate.pipeline import load
+from worldline.generate.load import load
 from worldline.media.credentials import verify
 from worldline.media.provenance import read_provenance
 from worldline.media.read import read_video

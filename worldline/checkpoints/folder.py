@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from worldline import __version__
-from worldline.checkpoints import keymap, layout
+from worldline.checkpoints import families, keymap, layout
+from worldline.checkpoints.families import CONFIG_NAMES
 from worldline.checkpoints.keymap import Piece, fitting
-from worldline.checkpoints.layout import CONFIG_NAMES, INDEX, PIPELINE_CLASS, model_hash
+from worldline.checkpoints.layout import INDEX, PIPELINE_CLASS, model_hash
 from worldline.checkpoints.weights import DTYPES, MB, Weights, write_component, write_json
 from worldline.diffusion.timesteps import opensora_shift, resolution_shift, schedule, wan_schedule
 from worldline.dit.mmdit import MMDiT
@@ -103,7 +104,7 @@ def load_parts(path: str | Path | None = None) -> Parts:
     """
     folder = layout.check(path)
     family = layout.family(folder)
-    if family == layout.OPENSORA:
+    if family == families.OPENSORA:
         from worldline.checkpoints import opensora
 
         return opensora.load(folder)
@@ -210,7 +211,7 @@ def convert(
     """A model read and written, arguments as `save_pretrained`; raises UserError before any weights are read."""
     source = layout.check(model)
     family = layout.family(source)
-    _layout_of(None if family == layout.OPENSORA else family == PIPELINE_CLASS, to)
+    _layout_of(None if family == families.OPENSORA else family == PIPELINE_CLASS, to)
     _check_free(out, overwrite)
     return save_pretrained(load_parts(source), out, dtype, overwrite, to)
 

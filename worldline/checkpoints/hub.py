@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worldline.checkpoints import layout
+from worldline.checkpoints import families, layout
 from worldline.errors import UserError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -37,7 +37,7 @@ def fetch(name: str) -> Path:
         )
     layout.check_index(folder)
     parts = [part for part in layout.weighty(folder) if (folder / part).is_dir()]
-    folder, missing = _fetched(name, folder, {part: (folder / part, layout.STEMS[part]) for part in parts})
+    folder, missing = _fetched(name, folder, {part: (folder / part, families.STEMS[part]) for part in parts})
     missing = [file for file in missing if not file.startswith("text_encoder/model.")]
     if missing:
         raise UserError(f"--model {name}: {missing[0]} is not to be had, and not in the cache; try again when online")
@@ -47,7 +47,7 @@ def fetch(name: str) -> Path:
 def _native(name: str, folder: Path) -> Path:
     """The folder of Wan's authors whose configs are there, with its weights: the transformers last."""
     places = {part: (layout.native_place(folder, part), stem) for part, stem in layout.native(folder).stems.items()}
-    dits = {part: places.pop(part) for part in layout.NATIVE_EXPERTS if part in places}
+    dits = {part: places.pop(part) for part in families.NATIVE_EXPERTS if part in places}
     folder, missing = _fetched(name, folder, places)
     if missing:
         pickles, repo = ", ".join(f"{Path(file).stem}.pth" for file in missing), name.partition("@")[0]

@@ -12,7 +12,7 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from worldline.checkpoints import hunyuan_vae, keymap, layout, t5
+from worldline.checkpoints import families, hunyuan_vae, keymap, layout, t5
 from worldline.checkpoints.folder import Parts, SchedulerConfig
 from worldline.checkpoints.hunyuan_vae import SCALING
 from worldline.checkpoints.keymap import Entry, Piece, check_depth, fitting, linear, same, stacked, then
@@ -148,7 +148,7 @@ def load(folder: Path) -> Parts:
     clip = _clip_piece(folder)
     _check_fit(folder, dit.empty().config, vae.empty().config)
     keymap.check([dit, vae, encoder, clip])
-    t5_place, clip_place = (str(folder / place) for place in layout.OPENSORA_TOKENIZERS)
+    t5_place, clip_place = (str(folder / place) for place in families.OPENSORA_TOKENIZERS)
     text = WithPooled(
         HFText(t5_place, max_tokens=T5_TOKENS, padding="encoded", model=t5.load(encoder)),
         HFText(clip_place, max_tokens=CLIP_TOKENS),

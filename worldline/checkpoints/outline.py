@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldline.checkpoints import clip, layout, opensora, wan
+from worldline.checkpoints import clip, families, layout, opensora, wan
 from worldline.checkpoints.folder import Parts, config_of
 from worldline.checkpoints.headers import TensorEntry, read_header
 from worldline.checkpoints.keymap import fitting
@@ -125,7 +125,7 @@ def _of_family(folder: Path) -> tuple[VideoCodec, DiT | MMDiT, int]:
             config = config_of(DiTConfig, layout.config(folder, "transformer"), folder / "transformer")
             with bare():
                 return VideoVAE(codec), DiT(config), _rows(layout.config(folder, "text_encoder"))
-        case layout.OPENSORA:
+        case families.OPENSORA:
             return opensora.vae_of(folder).empty(), opensora.piece_of(folder).empty(), opensora.T5_TOKENS
         case _:
             return wan.vae_of(folder)[0].empty(), wan.piece_of(folder).empty(), wan.TEXT_ROWS + 1

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.checkpoints import clip, keymap, layout, t5, wan_vae
+from worldline.checkpoints import clip, families, keymap, layout, t5, wan_vae
 from worldline.checkpoints.folder import Parts, SchedulerConfig
 from worldline.checkpoints.keymap import (
     Entry,
@@ -270,7 +270,7 @@ def load(folder: Path) -> Parts:
         raise UserError(f"--model {vae.place}: config.json has other scale factors than its levels and patch_size")
     scheduler = _scheduler(folder)
     encoder = HFText(
-        str(folder / layout.NATIVE_TOKENIZER if native else folder),
+        str(folder / families.NATIVE_TOKENIZER if native else folder),
         max_tokens=TEXT_ROWS,
         subfolder="" if native else "text_encoder",
         padding="zeros",
@@ -340,7 +340,7 @@ def save(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
     config = first.config
     kind = "WanImageToVideoPipeline" if config.known == "clip" else "WanPipeline"
     index: dict[str, Any] = {part: ["transformers" if part == "text_encoder" else "diffusers", name]
-                             for part, name in layout.CLASSES[kind].items()}  # fmt: skip
+                             for part, name in families.CLASSES[kind].items()}  # fmt: skip
     source = Path(text.path, text.subfolder.replace("text_encoder", "tokenizer"))
     index["tokenizer"] = _copied(source, folder / "tokenizer", "tokenizer_config.json", "tokenizer_class", TOKENIZER)
     if kind == "WanImageToVideoPipeline":
@@ -477,7 +477,7 @@ def config_of_native(values: Mapping[str, Any], shapes: Mapping[str, Sequence[in
     """
     unknown = [name for name in values if name not in NATIVE_FIELDS and not name.startswith("_")]
     if unknown:
-        raise UserError(f"--model {place}: config.json has an unknown field '{unknown[0]}' for {layout.NATIVE_CLASS}")
+        raise UserError(f"--model {place}: config.json has an unknown field '{unknown[0]}' for {families.NATIVE_CLASS}")
     for name, only in (("text_len", 512), ("window_size", [-1, -1]), ("qk_norm", True)):
         if values.get(name, only) != only:
             raise UserError(f"--model {place}: config.json has {name}={values[name]!r}; Wan is read with {only!r}")

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from worldline.checkpoints.families import STEMS
 from worldline.checkpoints.headers import read_header
-from worldline.checkpoints.layout import STEMS
 from worldline.errors import UserError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -114,7 +114,7 @@ def _verb(
         folder = layout.check(args.model)
         out = check_output(args.output, args.overwrite, 1 if name == "image" else 2, getattr(args, "count", 1))
 
-        from worldline.generate.pipeline import Deferred
+        from worldline.generate.load import Deferred
 
         pipeline = Deferred(folder, layout.defaults(folder), most, args.compile)
         with progress(name) as update:

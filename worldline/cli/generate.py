@@ -146,7 +146,7 @@ def run_generate(args: argparse.Namespace) -> None:
     latent = traits.grid.latent(request.padded)
     long = how_of(args.long, latent.frames, defaults) != "whole" and out.suffix.lower() == ".mp4"
 
-    from worldline.generate.pipeline import check_memory, load
+    from worldline.generate.load import check_memory, load
 
     cut = check_memory(folder, request, most, how=args.long, reads=image is not None, streamed=long)
     if cut.blended:
@@ -159,7 +159,7 @@ def run_generate(args: argparse.Namespace) -> None:
     pipeline = load(folder, max_memory=most, compiled=args.compile)
     for line in pipeline.hints(request):
         note(line)
-    pipeline.plan_for(latent.frames, args.long)  # pieces are refused where the model reads clips as wholes
+    pipeline.reel.plan_for(latent.frames, args.long)  # pieces are refused where the model reads clips as wholes
     with progress("sampling") as update:
         if long:
             return _write_long(args, pipeline, request, image, out, update)

@@ -40,7 +40,7 @@ def run_plan(args: argparse.Namespace) -> None:
     request = request_of(base, "", **length, **given)
 
     from worldline.checkpoints.outline import Outline
-    from worldline.generate.pipeline import setting_of
+    from worldline.generate.load import setting_of
     from worldline.generate.plan import check, plan
 
     model = Outline.of_folder(folder)

@@ -214,7 +214,7 @@ def run_eval_verbs(args: argparse.Namespace) -> None:
             seed=args.seed,
             verbs=verbs,
             size=size,
-            reconstruct=pipeline.reconstruct,
+            reconstruct=pipeline.codec.reconstruct,
             out=out,
             progress=update,
         )
@@ -227,7 +227,7 @@ def run_eval_rollout(args: argparse.Namespace) -> None:
     folder, request = _checked(args, frames=max(2, *lengths))
 
     from worldline.eval.rollout import run_rollouts
-    from worldline.generate.pipeline import Deferred
+    from worldline.generate.load import Deferred
     from worldline.generate.request import check_range
     from worldline.generate.rollout import check_driven, rollout
 
@@ -241,7 +241,7 @@ def run_eval_rollout(args: argparse.Namespace) -> None:
 
     size = request.height, request.width
     with progress("driving") as update:
-        results = run_rollouts(ask, args.n, args.seed, lengths, size, pipeline.reconstruct, out, update)
+        results = run_rollouts(ask, args.n, args.seed, lengths, size, pipeline.codec.reconstruct, out, update)
     _emit_scores(args, folder, pipeline, request, results)
 
 
@@ -259,7 +259,7 @@ def _score(args: argparse.Namespace, more: Callable[[], dict[str, Any]]) -> None
             n=args.n,
             seed=args.seed,
             out=out,
-            reconstruct=pipeline.reconstruct,
+            reconstruct=pipeline.codec.reconstruct,
             fps=float(pipeline.defaults.fps),
             progress=lambda _, done, total: update(done, total),
             **more(),
@@ -284,7 +284,7 @@ def _checked(args: argparse.Namespace, **shape: Any) -> tuple[Path, Any]:
 def _prepared(args: argparse.Namespace, folder: Path) -> tuple[Any, Path | None]:
     """The loaded model, after the report's folder was made."""
     from worldline.eval.runner import prepare_folder
-    from worldline.generate.pipeline import load
+    from worldline.generate.load import load
 
     out = Path(args.out) if args.out else None
     if out is not None:

@@ -71,6 +71,13 @@ class TransformerConfig:
         return self.known or ("clean" if self.masks else "noisy")
 
     @property
+    def pictures(self) -> int:
+        """How many it cannot do without: 1, the first; 2, the first and the last."""
+        if self.holding != "clip":
+            return 0
+        return 2 if self.image_positions else 1
+
+    @property
     def cells(self) -> int:
         """P: latent cells of a token."""
         return math.prod(self.patch)

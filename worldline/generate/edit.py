@@ -1,4 +1,4 @@
-"""Sora's verbs. Each is a canvas (which pixels are known, which are not) and one call of `Pipeline.paint`.
+"""Sora's verbs. Each is a canvas (which pixels are known, which are not) and one call of `Reel.paint`.
 
 Every verb takes a `Pipeline`, footage uint8 (T, H, W, 3) with its frame rate, and the settings of
 `Pipeline.request`: seed, steps, guidance_scale, sampler ... It returns a `Result`. Known pixels come back bit for bit.
@@ -17,7 +17,9 @@ import torch
 
 from worldline.errors import UserError
 from worldline.generate.canvas import Canvas, fitted, timeline
-from worldline.generate.pipeline import Deferred, Pipeline, Progress
+from worldline.generate.drawing import Progress
+from worldline.generate.load import Deferred
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.request import check_pictures, check_prompt, check_range
 from worldline.generate.result import Result
 from worldline.media.provenance import provenance
@@ -112,7 +114,7 @@ def blend(
     left, right = tail(a.frames[:-count], context, group), head(b.frames[count:], context, group)
     canvas = timeline([left, count, right])
     one, other = (
-        pipeline.encode(timeline([left, middle, right]).padded(pipeline.grid).frames)
+        pipeline.codec.encode(timeline([left, middle, right]).padded(pipeline.grid).frames)
         for middle in (a.frames[-count:], b.frames[:count])
     )
     weight = torch.linspace(0, 1, count // group + 2)[1:-1]  # of the second clip, per latent frame
@@ -128,7 +130,7 @@ def remix(pipeline: Pipeline | Deferred, video: Video, prompt: str, strength: fl
     check_range("--strength", strength, 0, 1)
     job = Job(pipeline, "remix", video, prompt, settings, strength=strength)
     canvas = Canvas(video.frames, np.zeros(video.frames.shape[:3], bool))
-    start = pipeline.encode(canvas.padded(pipeline.grid).frames)
+    start = pipeline.codec.encode(canvas.padded(pipeline.grid).frames)
     return job.result(job.painted(canvas, start=start, strength=strength))
 
 
@@ -224,8 +226,8 @@ class Job:
         self.request, self.about = pipeline.request(prompt, **{**asked(settings), **sized}), about
 
     def painted(self, canvas: Canvas, **how: Any) -> np.ndarray:
-        """The whole canvas, uint8 (T, H, W, 3); `how` as in `Pipeline.paint`."""
-        frames = self.pipeline.paint(canvas, self.request, self.how, keep=self.keep, progress=self.progress, **how)
+        """The whole canvas, uint8 (T, H, W, 3); `how` as in `Reel.paint`."""
+        frames = self.pipeline.reel.paint(canvas, self.request, self.how, keep=self.keep, progress=self.progress, **how)
         return np.stack(list(frames))
 
     def between(

@@ -1,44 +1,34 @@
 """What a video would take before anything is loaded: tokens, work, memory stage by stage, and how it is to be cut.
 
-Memory is not estimated from formulas: the model's own code runs on tensors without numbers (`nn/hollow.py`), from
-configs alone. What stays a guess is what the kernels and the C library take besides; docs/performance.md holds the
-plan against what was measured.
+Memory is not estimated from formulas: the model's own code runs on tensors without numbers (`footprint`). What stays a
+guess is what the kernels and the C library take besides; docs/performance.md holds the plan against what was measured.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from worldline.checkpoints.outline import COMPUTED, SECOND, Outline
-from worldline.dit.mmdit import MMDiT
-from worldline.dit.model import DiT
-from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.generate import long
+from worldline.generate.cuts import cuts, first_fitting
+from worldline.generate.footprint import SAMPLER, dit_bytes
 from worldline.generate.request import MIN_SIDE, Request, copies_of, free_memory, how_of, window_of
-from worldline.nn.hollow import Ledger, bare
-from worldline.shapes import LatentShape, VideoShape
-from worldline.vae.codec import Cut, History, VideoCodec
-from worldline.vae.tiles import tiles
+from worldline.shapes import VideoShape
+from worldline.vae.codec import Cut
 
-DECODED = 2**14  # latent cells decoded at once, at most four frames of them; of larger frames one
 MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group after the other
-SIDES = (96, 64, 48, 32, 24, 16, 8)  # of tiles, in latent cells, that are tried
 # What the C library holds of freed tensors between living ones, and kernels of sums in float32: as measured on a CPU.
 SLACK = {torch.float32: 1.2, torch.bfloat16: 1.4}
 WORKSPACE = 100e6  # bytes of kernels, threads and what torch loads when it first computes
 TRANSFORMERS = 155e6  # bytes of that package once it is imported
-SAMPLER = 8  # float32 copies of all tokens that a sampler and guidance keep
-SMALL = 256  # latent cells of a frame up to which it is traced itself
 EVALUATIONS = {"heun": 2}  # of the model in a step; one in all others
 
 
@@ -188,7 +178,9 @@ def plan(model: Outline, request: Request, where: Setting) -> Plan:
     base = where.held + (0 if where.ready else weights(model, where))
     slack, room = SLACK.get(where.dtype, 1.2) if where.device.type == "cpu" else 1.0, WORKSPACE
     frames = 0 if where.streamed else _frames_held(request, drawn)
-    cut, coding = _cut(model.vae, latent, where, (where.limit or math.inf) - base - room - frames, slack)
+    ways = ("encode", "decode") if where.reads else ("decode",)
+    left = (where.limit or math.inf) - base - room - frames
+    cut, coding = first_fitting(model.vae, where.dtype, latent, ways, left, slack)
     told = (model.text_rows, model.image_rows)
     kind: Any = type(model.dit)
     live = dit_bytes(kind, model.dit.config, max(counts), told, videos * copies, where.dtype)
@@ -241,7 +233,7 @@ def spare(model: Outline, request: Request, where: Setting) -> float:
 
 def standard(model: Outline, request: Request) -> Cut:
     """How the frames of a request are cut where memory is plenty."""
-    return next(_cuts(model.vae, request.grid.latent(request.padded)))
+    return next(cuts(model.vae, request.grid.latent(request.padded)))
 
 
 def _loosely(model: Outline, request: Request, where: Setting, cut: Cut) -> float:
@@ -333,95 +325,6 @@ def loading(model: Outline, where: Setting) -> dict[str, float]:
     return {"load": base + max(read + largest, host), "text": base + host}
 
 
-# ---- what is alive while a part runs ---------------------------------------------------------------
-
-
-@lru_cache(maxsize=256)
-def dit_bytes(kind: Any, config: Any, tokens: int, told: tuple[int, int], samples: int, dtype: torch.dtype) -> int:
-    """Of one pass over so many samples of so many tokens, each told so many rows of text and of pictures, with what was
-    read of those."""
-    dit: DiT | MMDiT = _hollow(kind, config, dtype)
-    c, count, (rows, seen) = config, tokens * samples, (size * samples for size in told)
-    cu, cu_text, cu_image = (torch.arange(samples + 1) * size for size in (tokens, *told))
-    timestep = torch.ones(count)
-    with torch.no_grad(), Ledger() as ledger:
-        state = ledger.hollow(SAMPLER, count, c.token_width)
-        coords: Tensor = ledger.hollow(count, 3, dtype=torch.int64)
-        if getattr(c, "factorised", False):  # its order is found from the numbers
-            coords = torch.cartesian_prod(torch.arange(count), torch.arange(1), torch.arange(1))
-        states = Told(ledger.hollow(rows, c.text_width), cu_text)
-        if isinstance(dit, MMDiT):
-            states = states._replace(vector=ledger.hollow(samples, c.vector_width))
-        if seen:
-            states = states._replace(image=ledger.hollow(seen, c.image_width), cu_image=cu_image)
-        masked = getattr(c, "mask_values", 1) * c.cells
-        known, mask = (ledger.hollow(count, width, dtype=dtype) for width in (c.token_width, masked))
-        dit(ledger.hollow(count, c.token_width), coords, cu, timestep, dit.read(states), known=known, mask=mask)
-        del state
-    return ledger.peak
-
-
-@lru_cache(maxsize=16)
-def _hollow(kind: Any, config: Any, dtype: torch.dtype) -> Any:
-    """A module without numbers."""
-    with bare():
-        return kind(config).to(dtype)
-
-
-@lru_cache(maxsize=4096)
-def _traced(
-    kind: Any, config: Any, dtype: torch.dtype, way: str, alone: bool, frames: int, height: int, width: int
-) -> tuple[int, int]:
-    """Peak bytes of a stream's second chunk of so many latent frames, or of its only one where it is `alone`; and bytes
-    of what comes out."""
-    vae: VideoCodec = _hollow(kind, config, dtype)
-    history = History()
-    c = vae.config
-    with torch.no_grad(), Ledger() as ledger:
-        for count in (frames,) if alone else (1, frames):
-            ledger.restart()
-            before = ledger.live
-            if way.startswith("encode"):
-                pixels = c.temporal * count - (0 if history.started else c.temporal - 1)
-                x = ledger.hollow(1, 3, pixels, c.spatial * height, c.spatial * width, dtype=dtype)
-            else:
-                x = ledger.hollow(1, _inputs(vae, way), count, height, width, dtype=dtype)
-            made = getattr(vae, way)(x, history)
-            history.started = True
-            del x
-            out = ledger.live - before
-            del made
-    return ledger.peak, out
-
-
-def _inputs(vae: VideoCodec, way: str) -> int:
-    """Channels that go into a part of the decoder."""
-    if way != "decode_local":
-        return vae.config.latent_channels
-    with torch.no_grad(), Ledger() as ledger:
-        z = ledger.hollow(1, vae.config.latent_channels, 1, 8, 8, dtype=next(vae.parameters()).dtype)
-        return int(vae.decode_whole(z, History()).shape[1])
-
-
-def coding_bytes(
-    vae: VideoCodec, dtype: torch.dtype, way: str, frames: int, height: int, width: int, alone: bool = False
-) -> float:
-    """Peak bytes of `way` ("decode_chunk", "encode_chunk", or a part of them) over so many latent frames at a time, or
-    once where they are `alone`.
-
-    Larger frames are followed from two small ones: beside what its layers hold, which grows as the area and as the
-    frames do, an autoencoder holds the same for all.
-    """
-    model: tuple[Any, ...] = (type(vae), vae.config, dtype, way, alone)
-    if height * width <= SMALL:
-        return _traced(*model, frames, height, width)[0]
-    few = min(2, frames) if alone else 1  # a first latent frame alone has less behind it than any other
-    small, large, more = (_traced(*model, f, 16, w)[0] for f, w in ((few, 12), (few, 16), (few + 1, 12)))
-    slope = (large - small) / (16 * 4)
-    growth = (more - small) / (16 * 12)
-    return small + slope * (height * width - 16 * 12) + growth * (frames - few) * height * width
-
-
 def _frames_held(request: Request, drawn: VideoShape) -> int:
     """Bytes of finished frames: those of the videos before, and of the last one twice while its pieces are joined."""
     return _pixels(drawn) * (request.num_videos + 1)
@@ -429,71 +332,3 @@ def _frames_held(request: Request, drawn: VideoShape) -> int:
 
 def _pixels(shape: VideoShape) -> int:
     return 3 * shape.frames * shape.height * shape.width
-
-
-def standard_cut(height: int, width: int) -> Cut:
-    """How frames of so many cells are cut where memory is plenty: results do not depend on how much there is."""
-    return Cut(max(1, min(4, DECODED // (height * width))))
-
-
-def _cuts(vae: VideoCodec, latent: LatentShape) -> Iterator[Cut]:
-    """Ways to cut a video, from the fastest to the one that takes least."""
-    cut = Cut(latent.frames) if vae.whole_clips else standard_cut(latent.height, latent.width)
-    yield cut
-    if vae.whole_clips:
-        cut = Cut(4, blended=True)
-        yield cut
-    elif cut.frames > 1:
-        cut = replace(cut, frames=1)
-        yield cut
-    yield from (replace(cut, side=side) for side in SIDES if side < max(latent.height, latent.width))
-
-
-def _cut(
-    vae: VideoCodec, latent: LatentShape, where: Setting, room: float, slack: float
-) -> tuple[Cut, dict[str, float]]:
-    """The first cut that fits into `room`, or that takes least, and the bytes alive while it decodes and encodes."""
-    ways = ("encode", "decode") if where.reads else ("decode",)
-
-    def taken(cut: Cut) -> dict[str, float]:
-        return {way: _coding(vae, where.dtype, way, cut, latent.frames, latent.height, latent.width) for way in ways}
-
-    best, least = None, math.inf
-    for cut in _cuts(vae, latent):
-        sizes = taken(cut)
-        peak = slack * max(sizes.values())
-        if peak <= room:
-            return cut, sizes
-        if peak < least:
-            best, least = (cut, sizes), peak
-    assert best is not None
-    return best
-
-
-def _coding(vae: VideoCodec, dtype: torch.dtype, way: str, cut: Cut, frames: int, height: int, width: int) -> float:
-    """Bytes alive while a video of so many latent frames goes one way."""
-    c, chunk = vae.config, f"{way}_chunk"
-    size = torch.empty((), dtype=dtype).element_size()
-    pixels = 3.0 * c.temporal * frames * c.spatial**2 * height * width
-    if vae.whole_clips and not cut.blended:
-        return coding_bytes(vae, dtype, chunk, frames, height, width, alone=True)
-    if vae.whole_clips:
-        down, across = (min(cut.side or side, side) for side in (height, width))
-        faded = 3 * size * pixels / max(1, frames) * (cut.frames + 1)  # two rows of tiles and what they join to
-        return coding_bytes(vae, dtype, chunk, min(frames, cut.frames + 1), down, across, alone=True) + faded
-    if not cut.side:
-        if way == "decode":  # the first latent frame goes alone
-            return coding_bytes(vae, dtype, chunk, max(1, min(frames - 1, cut.frames)), height, width, frames == 1)
-        count = min(frames, cut.frames)
-        turned = 12 * pixels / frames * count  # uint8 into float32: three of those at a time
-        return coding_bytes(vae, dtype, chunk, count, height, width, alone=frames <= cut.frames) + turned
-    reach = vae.decode_reach if way == "decode" else vae.encode_reach
-    widest = max(tiles(height, width, cut.side, reach), key=lambda tile: tile.cells)
-    down, across = (stop - first for first, stop in (widest.wide_rows, widest.wide_columns))
-    whole = coding_bytes(vae, dtype, f"{way}_whole", cut.frames, height, width) if way == "decode" else 0.0
-    config: Any = vae.config
-    states = (
-        _traced(type(vae), config, dtype, "decode_whole", False, 1, 16, 12)[1] / (16 * 12) * frames * height * width
-    )
-    held = pixels + states if way == "decode" else 4 * pixels + states
-    return held + max(whole, coding_bytes(vae, dtype, f"{way}_local", cut.frames, down, across))

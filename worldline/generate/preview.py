@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from worldline.checkpoints.folder import Parts
-from worldline.generate.pipeline import Pipeline, to_uint8
+from worldline.generate.codec import to_uint8
+from worldline.generate.pipeline import Pipeline
 from worldline.media.preview import contact_sheet
 from worldline.media.write import write_image
 from worldline.vae.model import VideoVAE

@@ -10,7 +10,8 @@ import numpy as np
 
 from worldline.errors import UserError
 from worldline.generate.edit import asked
-from worldline.generate.pipeline import Deferred, Pipeline
+from worldline.generate.load import Deferred
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.request import check_prompt, check_range
 from worldline.generate.result import Result
 from worldline.worlds.scene import PUSHES
@@ -41,7 +42,7 @@ def rollout(
     # Window after window unless another plan is asked for: no key frame can be drawn ahead of what leads to it.
     how = settings.get("long") or "auto"
     how = "sliding" if how == "auto" else how
-    frames = np.stack(list(pipeline.stretch(request, image, how, settings.get("progress"), inputs=inputs)))
+    frames = np.stack(list(pipeline.reel.stretch(request, image, how, settings.get("progress"), inputs=inputs)))
     said = ",".join(f"{name}:{seconds:g}" for name, seconds in pushes)
     return Result([frames], request.fps, pipeline.record(request, verb="rollout", pushes=said), dict(pipeline.timings))
 

@@ -10,7 +10,8 @@ import numpy as np
 from worldline.generate.board import Board, Card
 from worldline.generate.canvas import fitted, timeline
 from worldline.generate.edit import Job, asked
-from worldline.generate.pipeline import Deferred, Pipeline
+from worldline.generate.load import Deferred
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.result import Result
 from worldline.media.read import Video
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from worldline.errors import UserError
-from worldline.generate.pipeline import Pipeline, Progress
+from worldline.generate.drawing import Progress
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.request import Request
 from worldline.media.provenance import Parent
 from worldline.media.write import write_bytes, write_growing
@@ -46,6 +47,6 @@ def write_long(
         raise UserError(f"output: beside {out} lies another unfinished video; remove {folder} or use another name")
     folder.mkdir(exist_ok=True)
     write_bytes(mark, identity.encode())
-    frames = pipeline.stretch(request, image, how, progress, folder)
+    frames = pipeline.reel.stretch(request, image, how, progress, folder)
     write_growing(out, frames, request.fps, record, overwrite=overwrite, parents=parents)
     shutil.rmtree(folder)

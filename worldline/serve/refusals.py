@@ -17,6 +17,7 @@ FIELDS = {  # what the command line calls it -> what the API does
     "--image": "input_reference",
     "B": "second",
 }
+RETRY = {"retry-after": "5"}  # headers of a refusal that passes
 
 
 class Refused(Exception):

@@ -12,7 +12,9 @@ import numpy as np
 
 from worldline.generate import edit
 from worldline.generate.board import Board, Card
-from worldline.generate.pipeline import Pipeline, Progress, load
+from worldline.generate.drawing import Progress
+from worldline.generate.load import load
+from worldline.generate.pipeline import Pipeline
 from worldline.generate.result import Result
 from worldline.generate.storyboard import storyboard
 from worldline.media.provenance import Parent
@@ -33,7 +35,7 @@ class Painter:
     @cached_property
     def pipeline(self) -> Pipeline:
         pipeline = load(self.folder)
-        pipeline.glimpses = True
+        pipeline.denoiser.glimpses = True
         return pipeline
 
     def do(self, order: Order, folder: Path, progress: Progress) -> Done:
@@ -91,7 +93,7 @@ def _generated(pipeline: Pipeline, order: Order, folder: Path, settings: dict[st
     bridge = order.about.get("bridge", 0)
     settings["frames"] -= bridge
     request = pipeline.request(order.prompt, **settings)
-    frames = pipeline.stretch(request, image, progress=progress, store=folder / LATENTS)
+    frames = pipeline.reel.stretch(request, image, progress=progress, store=folder / LATENTS)
     if not bridge:
         return Made(frames, request.fps, pipeline.record(request, image=image is not None))
     clip = Video(np.stack(list(frames)), request.fps)
