@@ -259,14 +259,11 @@ class Report:
         """A line for every rung of which a trial with another rate did better."""
         lines = []
         for name, loss in self.rates.items():
-            rung, other, _ = name.partition("-rate")
+            rung, _, other = name.partition("-rate")
             if other and loss < (1 - TOLERANCE) * self.rates[rung]:
-                lines.append(f"rate: {rung} learns faster at {_times(other)} ({loss:.4f}, not {self.rates[rung]:.4f})")
+                line = f"rate: {rung} learns faster at {other} times its rate ({loss:.4f}, not {self.rates[rung]:.4f})"
+                lines.append(line)
         return lines or (["rate: no other that was tried is better by 1 %"] if self.rates else [])
-
-
-def _times(text: str) -> str:
-    return f"{text} times its rate"
 
 
 def run(plan: ScalingPlan, out: str | Path, say: Say = print) -> Report:
