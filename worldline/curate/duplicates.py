@@ -48,13 +48,19 @@ class Print:
 
 
 def tiny(picture: np.ndarray) -> np.ndarray:
-    """uint8 (2, h, w) of a picture uint8 (h, w, 3) BGR. The largest colour is what a change of hue leaves alone."""
+    """uint8 (h, w, 3) of a picture uint8 (H, W, 3) BGR."""
     import cv2
 
     height, width = picture.shape[:2]
     scale = SIDE / max(height, width)
     size = max(8, round(width * scale)), max(8, round(height * scale))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _channels(small: np.ndarray) -> np.ndarray:
+    """uint8 (2, h, w) of a tiny picture. The largest colour is what a change of hue leaves alone."""
+    import cv2
+
     return np.stack([cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), small.max(2)])
 
 
@@ -62,7 +68,7 @@ def print_of(frames: list[np.ndarray], times: np.ndarray, crop: Crop | None, siz
     """The print of a clip, from the tiny pictures of its frames and their times (frames + 1,), without its bars."""
     moments = times[0] + (np.arange(PICTURES) + 0.5) / PICTURES * (times[-1] - times[0])
     chosen = np.searchsorted(times[:-1], moments, side="right") - 1
-    pictures = np.stack([frames[i] for i in chosen])
+    pictures = np.stack([_channels(frames[i]) for i in chosen])
     if crop:
         left, top, width, height = crop[0] / size[0], crop[1] / size[1], crop[2] / size[0], crop[3] / size[1]
         pictures = _window(pictures, (left, top, width, height), (crop[2], crop[3]))

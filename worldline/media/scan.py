@@ -95,18 +95,18 @@ class Scan:
         reformatter = VideoReformatter()
         shown: tuple[int, int] | None = None
         first: float | None = None
-        step = float(1 / self.header.rate)
+        step, tick = float(1 / self.header.rate), float(self.stream.time_base or 0)
         for frame in self._frames():
             if shown is None:  # all frames are brought to the size and turn of the first, as `media.read` does
                 shown, turn = shown_size(self.stream, frame), turn_of(frame, self.stream)
                 self.size, self.rotation = (shown[1], shown[0]) if turn[0] else shown, _degrees(turn)
-            seconds = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else None
+            seconds = frame.time
             first = seconds if first is None else first
             since = (seconds or 0.0) - (first or 0.0)
             if self.times and (seconds is None or since <= self.times[-1]):
                 since = self.times[-1] + step  # as there too, where timestamps are missing or go back
             self.times.append(since)
-            self.end = since + max(float((frame.duration or 0) * (frame.time_base or 0)), step)
+            self.end = since + max((frame.duration or 0) * tick, step)
             small = _small(*shown, self.short_side)
             reduced = reformatter.reformat(frame, *small, "bgr24", interpolation=Interpolation.AREA, threads=1)
             picture = np.ascontiguousarray(upright(reduced.to_ndarray(), turn))
@@ -193,6 +193,8 @@ def _luma(frame: VideoFrame) -> np.ndarray:
     name = frame.format.name
     if not name.startswith(("yuv4", "yuvj4", "yuva4", "nv")) or frame.format.components[0].bits > 8:
         return frame.reformat(format="gray").to_ndarray()
+    import cv2
+
     plane: Any = frame.planes[0]
     luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-    return luma if frame.color_range == 2 or name.startswith("yuvj") else _FULL_RANGE[luma]
+    return luma if frame.color_range == 2 or name.startswith("yuvj") else cv2.LUT(luma, _FULL_RANGE)
