@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from worldline.media.clips import read_clips
 from worldline.records import Clip, Crop, Decision
 
 PICTURES = 6  # of a clip
@@ -75,6 +76,16 @@ def print_of(frames: list[np.ndarray], times: np.ndarray, crop: Crop | None, siz
     return Print(pictures)
 
 
+def prints_of(clips: Iterable[Clip]) -> dict[str, Print]:
+    """Prints by clip id, from the clips' own files; of those that cannot be read none."""
+    found = {}
+    for clip, frames in read_clips(clips, lambda count: ((np.arange(PICTURES) + 0.5) / PICTURES * count).astype(int)):
+        if isinstance(frames, np.ndarray):
+            pictures = [_channels(tiny(np.ascontiguousarray(frame[..., ::-1]))) for frame in frames]
+            found[clip.id] = Print(np.stack(pictures))
+    return found
+
+
 @dataclass(frozen=True)
 class Duplicates:
     """Keeps one of the clips that show the same: the one of most pixels, then of most frames."""
@@ -84,15 +95,16 @@ class Duplicates:
     agree: float = 0.9  # correlation, of what stands still and of what moves
     agree_part: float = 0.8  # the same where one clip may be a part of the other's picture
 
+    def same(self, a: Print, b: Print) -> bool:
+        return same(a, b, self.agree, self.agree_part)
+
     def decide(self, clips: Iterable[tuple[Clip, Print]]) -> dict[tuple[str, str], Clip]:
         """(id, source) -> the clip with this stage's decision; clips dropped before are not looked at."""
         order = sorted(clips, key=lambda item: (-item[0].size[0] * item[0].size[1], -item[0].frames, _key(item[0])))
         index = _Index()
         out = {}
         for clip, look in order:
-            match = next(
-                (kept for kept, other in index.near(look) if same(look, other, self.agree, self.agree_part)), None
-            )
+            match = next((kept for kept, other in index.near(look) if self.same(look, other)), None)
             if match is None:
                 index.add(clip, look)
                 out[_key(clip)] = replace(clip, decisions=(*clip.decisions, Decision(self.name, True)))
