@@ -52,11 +52,11 @@ class Finder:
 
     def __init__(self, plan: Shots, rate: float) -> None:
         try:
-            from scenedetect import FrameTimecode
+            detector = _detector()
         except ImportError:
             raise UserError("shots need the extra `data`; install it with `pip install 'worldline[data]'`") from None
-        self.plan, self.rate, self.timecode = plan, rate, FrameTimecode
-        self.detector = _detector()(plan.ratio, min_scene_len=0, min_content_val=plan.change)
+        self.plan, self.rate = plan, rate
+        self.detector = detector(plan.ratio, min_scene_len=0, min_content_val=plan.change)
         self.cuts: list[int] = []
         self.tiny: list[np.ndarray] = []
         self.edges: list[float] = []
@@ -66,8 +66,8 @@ class Finder:
         """One frame uint8 (h, w, 3) BGR."""
         import cv2
 
-        timecode = self.timecode(self.frames, self.rate)
-        self.cuts += [cut.frame_num for cut in self.detector.process_frame(timecode, picture)]
+        # Numbers serve as time codes, whose arithmetic would take longer than the score.
+        self.cuts += self.detector.process_frame(self.frames, picture)
         if self.plan.dissolves:
             self.edges.append(_edge_energy(picture))
             self.tiny.append(cv2.resize(picture, TINY, interpolation=cv2.INTER_AREA).ravel())
@@ -111,7 +111,7 @@ class Finder:
 
 
 @cache
-def _detector() -> type:
+def _detector() -> Any:
     """PySceneDetect's adaptive detector, whose scores OpenCV sums: the same numbers in a fifth of the time."""
     import cv2
     from scenedetect.detectors import AdaptiveDetector
