@@ -50,6 +50,11 @@ def _rich(stream: Any) -> None:
     stream.bit_rate = 4_000_000  # a transport packet holds a small part of a frame
 
 
+def _hashed(stream: Any) -> None:
+    stream.options = {"x265-params": "hash=1:log-level=none"}
+
+
+TEN_BIT = "yuv422p10le"
 BROKEN: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("empty", "mp4", _empty),
     ("not a video", "mp4", _text),
@@ -67,6 +72,14 @@ BROKEN: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("damaged", "avi", lambda path: overwrite_packets(write_film(path, CLIP, codec="mpeg4"))),
     ("damaged", "ts", lambda path: overwrite_packets(write_film(path, CLIP, codec="mpeg2video", prepare=_rich))),
     ("damaged", "mov", lambda path: overwrite_packets(write_film(path, CLIP, codec="mjpeg", pixel_format="yuvj420p"))),
+    ("damaged", "webm", lambda path: overwrite_packets(write_film(path, CLIP, codec="libvpx-vp9", prepare=_rich))),
+    ("damaged", "mp4", lambda path: overwrite_packets(write_film(path, CLIP, codec="libsvtav1", prepare=_rich))),
+    ("damaged", "mp4", lambda path: overwrite_packets(write_film(path, CLIP, codec="libx265", prepare=_hashed))),
+    ("damaged", "mov", lambda path: overwrite_packets(write_film(path, CLIP, codec="prores_ks", pixel_format=TEN_BIT))),
+    # Whatever the codec hides, checksums of the container show.
+    ("damaged", "mkv", lambda path: overwrite_packets(write_film(path, CLIP, codec="libvpx"))),
+    ("damaged", "mkv", lambda path: overwrite_packets(write_film(path, CLIP, codec="libx265", prepare=_hashed), 0.01)),
+    ("damaged", "mkv", lambda path: overwrite_packets(write_film(path, CLIP, codec="ffv1"), 0.01)),
     ("wrong duration", "mp4", lambda path: claim_seconds_mp4(write_film(path, CLIP), 10_000)),
     ("wrong duration", "mkv", lambda path: claim_seconds(write_film(path, CLIP), 10_000)),
     ("gap", "mp4", _gap),
@@ -74,7 +87,9 @@ BROKEN: list[tuple[str, str, Callable[[Path], Path]]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "suffix", "make"), BROKEN, ids=[f"{name}-{suffix}" for name, suffix, _ in BROKEN])
+@pytest.mark.parametrize(
+    ("fault", "suffix", "make"), BROKEN, ids=[f"{i}-{name}-{suffix}" for i, (name, suffix, _) in enumerate(BROKEN)]
+)
 def test_a_fault_is_quarantined_with_its_reason(
     fault: str, suffix: str, make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
@@ -127,8 +142,22 @@ def test_a_rotated_film_is_measured_upright(tmp_path: Path) -> None:
     assert (media.width, media.height) == (CLIP.shape[1], CLIP.shape[2])
 
 
-def test_a_clean_film_has_no_remark(tmp_path: Path) -> None:
-    for name, codec in (("a.mp4", "libx264"), ("a.mkv", "libx265"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")):
-        rows = examine(write_film(tmp_path / name, CLIP, codec=codec, prepare=_rich), name, CuratePlan())
-        assert [clip.kept for clip, _ in rows] == [True], [clip.reason for clip, _ in rows]
-        assert rows[0][0].decisions[0].reason == ""
+SOUND = [("mp4", "libx264"), ("mkv", "libx265"), ("mkv", "ffv1"), ("avi", "mpeg4"), ("mkv", "libsvtav1")]
+SOUND += [("webm", "libvpx"), ("webm", "libvpx-vp9"), ("mkv", "libvpx-vp9"), ("mov", "mjpeg")]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), SOUND)
+def test_a_sound_film_has_no_remark(suffix: str, codec: str, tmp_path: Path) -> None:
+    kind = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    film = write_film(tmp_path / f"film.{suffix}", CLIP, codec=codec, prepare=_rich, pixel_format=kind)
+    rows = examine(film, "film", CuratePlan())
+    assert [clip.kept for clip, _ in rows] == [True], [clip.reason for clip, _ in rows]
+    assert rows[0][0].decisions[0].reason == ""
+    assert rows[0][0].end_frame == len(CLIP)
+
+
+def test_a_rotated_film_is_upright_whatever_decodes_it(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mp4", CLIP, codec="libvpx-vp9", rotation=90, prepare=_rich)
+    media = examine(film, "film", CuratePlan(stages=()))[0][0].media
+    assert media is not None
+    assert (media.width, media.height, media.rotation % 180) == (CLIP.shape[1], CLIP.shape[2], 90)

@@ -11,8 +11,10 @@ import pytest
 from tests.curate.films import scene, write_film
 from worldline.curate.duplicates import Duplicates, Print
 from worldline.curate.examine import examine
+from worldline.curate.filters import Sharpness
 from worldline.curate.plan import CuratePlan
-from worldline.curate.shots import Trim
+from worldline.curate.shots import Shots, Trim
+from worldline.curate.stage import Look
 from worldline.records import Clip
 
 cv2 = pytest.importorskip("cv2")
@@ -27,6 +29,33 @@ def shots(film: np.ndarray, path: Path) -> list[tuple[int, int, str]]:
 def test_cuts_between_scenes_are_found(tmp_path: Path) -> None:
     found = shots(np.concatenate(SCENES), tmp_path / "film.mp4")
     assert found == [(36 * i, 36 * (i + 1), "") for i in range(len(SCENES))]
+
+
+def test_scores_of_cuts_are_those_of_the_library() -> None:
+    scenedetect = pytest.importorskip("scenedetect")
+    detectors = pytest.importorskip("scenedetect.detectors")
+    finder, library = Shots().begin(24.0), detectors.AdaptiveDetector(min_scene_len=0, min_content_val=10.0)
+    cuts = []
+    for i, picture in enumerate(np.concatenate(SCENES[:3])):
+        finder.see(picture)
+        cuts += library.process_frame(scenedetect.FrameTimecode(i, 24.0), picture)
+        assert finder.detector._frame_score == pytest.approx(library._frame_score, rel=1e-9)
+    assert finder.cuts == [cut.frame_num for cut in cuts] == [36, 72]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 3.0])
+def test_sharpness_is_what_its_paper_says(sigma: float) -> None:
+    """Crete et al. 2007, eq. 2-6, with a box of nine, written down literally; away from the edges of the picture."""
+    luma = SCENES[7][0].mean(-1).round().astype(np.uint8)
+    luma = cv2.GaussianBlur(luma, (0, 0), sigma) if sigma else luma
+    look = Look(0, 0.0, luma, luma, None, 0.0, luma.shape[::-1], lambda: luma, lambda side: luma)
+    smooth = cv2.GaussianBlur(luma.astype(float), (3, 3), 0)
+    shares = []
+    for picture in (smooth, smooth.T):
+        box = np.stack([picture[i : len(picture) - 8 + i] for i in range(9)]).mean(0)
+        sharp, soft = np.abs(np.diff(picture[4:-4], axis=0)), np.abs(np.diff(box, axis=0))
+        shares.append(np.maximum(sharp - soft, 0).sum() / sharp.sum())
+    assert Sharpness().see(look) == pytest.approx(min(shares), rel=1e-6)
 
 
 def test_dissolves_and_fades_are_cut_out(tmp_path: Path) -> None:

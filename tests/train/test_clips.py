@@ -12,8 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from tests.media.clips import write_foreign
 from worldline.cli import main
+from worldline.curate.examine import examine as curated
+from worldline.curate.plan import CuratePlan
+from worldline.curate.shots import Trim
 from worldline.data import shards as shards_module
 from worldline.data.dataset import open_dataset
 from worldline.data.fit import FitPlan, fit, stretched
@@ -22,14 +27,16 @@ from worldline.data.shards import Shards, walk
 from worldline.dit.model import DiTConfig
 from worldline.errors import UserError
 from worldline.media.write import write_video
-from worldline.records import Clip, Example, Media, clip_id
-from worldline.text import WordConfig
+from worldline.records import Clip, Example, Media
+from worldline.text import MiniLM, WordConfig, pretrained
 from worldline.train import clips, dit
 from worldline.train.doctor import examine, leaks
 from worldline.train.doctor_report import report
 from worldline.train.plan import LoopPlan, OptimPlan
 from worldline.train.vae import export
 from worldline.vae.model import MICRO, VideoVAE
+from worldline.worlds.render import render
+from worldline.worlds.scene import sample_scene
 
 pytest.importorskip("pyarrow")
 SMALL = DiTConfig(width=32, depth=2, heads=2, text_width=16, rope_axes=(4, 6, 6), learned_positions=(8, 8, 8))
@@ -245,17 +252,68 @@ def test_the_doctor_says_where_clips_land(dataset: Path, plan: dit.DiTPlan, tmp_
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_leaks_into_the_test_set_are_found() -> None:
-    def clip(sha: str, mark: int) -> Example:
-        return Example(Clip(clip_id(sha, 0, 9), f"{sha}.mp4", sha, 0, 9, 0.0, 1.0, True, fingerprint=f"{mark:064x}"))
-
-    train = [clip("a", 1 << 200), clip("b", (1 << 255) - 1), clip("c", 0)]
-    tests = [clip("a", 5), clip("d", (1 << 255) - 4)]
-    assert [(x.clip.source, x.how) for x in leaks(train, tests)] == [
-        ("a.mp4", "the same file"),
-        ("b.mp4", "nearly the same pictures"),
-        ("c.mp4", "nearly the same pictures"),
+def test_leaks_into_the_test_set_are_found_and_other_worlds_are_none(tmp_path: Path) -> None:
+    """500 pairs of worlds, and three of the training set again: at half the size, brighter, through another codec."""
+    pytest.importorskip("cv2")
+    worlds = [render(sample_scene(np.random.default_rng(seed)), 9, 64, 64).frames for seed in range(45)]
+    again = [worlds[0][:, ::2, ::2], np.clip(worlds[1] * 1.2, 0, 250).astype(np.uint8), worlds[2]]
+    films = [*worlds, *again, worlds[3]]
+    bare = CuratePlan(refuse=(), shots=None, trim=Trim(0.0), stages=())
+    codecs = {47: ("webm", "libvpx-vp9")}
+    found = []
+    for i, film in enumerate(films):
+        suffix, codec = codecs.get(i, ("mp4", "libx264"))
+        path = write_foreign(tmp_path / f"{i}.{suffix}", film, codec)
+        ((clip, _),) = curated(path, str(path), bare)
+        found.append(Example(clip))
+    train, tests = found[:20], found[20:]
+    said = [(Path(x.clip.source).stem, Path(x.test.source).stem, x.how) for x in leaks(train, tests)]
+    assert said == [
+        ("0", "45", "shows the same"),
+        ("1", "46", "shows the same"),
+        ("2", "47", "shows the same"),
+        ("3", "48", "the same file"),
     ]
+
+
+def _random_minilm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MiniLM of one layer, 24 channels and single letters, in place of the package."""
+    folder.mkdir()
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    width, layer = 24, "encoder.layer.0."
+    shapes = {f"embeddings.{kind}_embeddings.weight": (128, width) for kind in ("word", "position", "token_type")}
+    square = [f"{layer}attention.{part}" for part in ("self.query", "self.key", "self.value", "output.dense")]
+    wide = {f"{layer}intermediate.dense": (48, width), f"{layer}output.dense": (width, 48)}
+    for name, shape in {**dict.fromkeys(square, (width, width)), **wide}.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for name in ("embeddings", f"{layer}attention.output", f"{layer}output"):
+        shapes |= {f"{name}.LayerNorm.weight": (width,), f"{name}.LayerNorm.bias": (width,)}
+    torch.manual_seed(5)
+    save_file({name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}, folder / "model.safetensors")
+    monkeypatch.setattr(pretrained, "_minilm_folder", lambda: folder)
+    for name, value in (("width", width), ("layers", 1), ("heads", 2)):
+        monkeypatch.setattr(MiniLM, name, value)
+
+
+def test_shards_hold_the_states_that_a_frozen_encoder_makes_on_the_fly(
+    dataset: Path, plan: dit.DiTPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To half precision; and training does not make them again."""
+    _random_minilm(tmp_path / "minilm", monkeypatch)
+    frozen = replace(plan, encoder="minilm")
+    clips.shards_of(opened(dataset), frozen, str(tmp_path / "shards"), 3)
+    held = Shards(str(tmp_path / "shards"))
+    text, fresh = dit.build(frozen).text, MiniLM()
+    monkeypatch.setattr(text.encoder, "encode", lambda prompts: pytest.fail(f"made again: {prompts}"))
+    drawn = Loader(held, int(held.tokens.sum()), 0).batch(0)
+    assert len({item.text for item in drawn}) == 6  # a caption for each file; a long one is two samples
+    for item in drawn:
+        clips._remember(text, item.text, item)
+        states = text.encode([item.text]).states
+        assert len(states) > 10
+        assert torch.equal(states, fresh.encode([item.text]).states.half().float())
 
 
 def test_a_dataset_that_would_hardly_be_learned_fails(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

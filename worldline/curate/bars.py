@@ -27,8 +27,7 @@ class Bars(Stage):
     def see(self, look: Look) -> Extremes:
         """Largest and smallest luma of every row, then of every column."""
         luma = look.luma()
-        wide, high = luma[:, ::2], luma[::2]
-        return wide.max(1), wide.min(1), high.max(0), high.min(0)
+        return luma.max(1), luma.min(1), luma.max(0), luma.min(0)
 
     def judge(self, notes: Sequence[Extremes], size: tuple[int, int]) -> Judgement:
         width, height = size

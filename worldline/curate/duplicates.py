@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from worldline.media.clips import read_clips
 from worldline.records import Clip, Crop, Decision
 
 PICTURES = 6  # of a clip
@@ -48,13 +49,19 @@ class Print:
 
 
 def tiny(picture: np.ndarray) -> np.ndarray:
-    """uint8 (2, h, w) of a picture uint8 (h, w, 3) BGR. The largest colour is what a change of hue leaves alone."""
+    """uint8 (h, w, 3) of a picture uint8 (H, W, 3) BGR."""
     import cv2
 
     height, width = picture.shape[:2]
     scale = SIDE / max(height, width)
     size = max(8, round(width * scale)), max(8, round(height * scale))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _channels(small: np.ndarray) -> np.ndarray:
+    """uint8 (2, h, w) of a tiny picture. The largest colour is what a change of hue leaves alone."""
+    import cv2
+
     return np.stack([cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), small.max(2)])
 
 
@@ -62,11 +69,21 @@ def print_of(frames: list[np.ndarray], times: np.ndarray, crop: Crop | None, siz
     """The print of a clip, from the tiny pictures of its frames and their times (frames + 1,), without its bars."""
     moments = times[0] + (np.arange(PICTURES) + 0.5) / PICTURES * (times[-1] - times[0])
     chosen = np.searchsorted(times[:-1], moments, side="right") - 1
-    pictures = np.stack([frames[i] for i in chosen])
+    pictures = np.stack([_channels(frames[i]) for i in chosen])
     if crop:
         left, top, width, height = crop[0] / size[0], crop[1] / size[1], crop[2] / size[0], crop[3] / size[1]
         pictures = _window(pictures, (left, top, width, height), (crop[2], crop[3]))
     return Print(pictures)
+
+
+def prints_of(clips: Iterable[Clip]) -> dict[str, Print]:
+    """Prints by clip id, from the clips' own files; of those that cannot be read none."""
+    found = {}
+    for clip, frames in read_clips(clips, lambda count: ((np.arange(PICTURES) + 0.5) / PICTURES * count).astype(int)):
+        if isinstance(frames, np.ndarray):
+            pictures = [_channels(tiny(np.ascontiguousarray(frame[..., ::-1]))) for frame in frames]
+            found[clip.id] = Print(np.stack(pictures))
+    return found
 
 
 @dataclass(frozen=True)
@@ -78,15 +95,16 @@ class Duplicates:
     agree: float = 0.9  # correlation, of what stands still and of what moves
     agree_part: float = 0.8  # the same where one clip may be a part of the other's picture
 
+    def same(self, a: Print, b: Print) -> bool:
+        return same(a, b, self.agree, self.agree_part)
+
     def decide(self, clips: Iterable[tuple[Clip, Print]]) -> dict[tuple[str, str], Clip]:
         """(id, source) -> the clip with this stage's decision; clips dropped before are not looked at."""
         order = sorted(clips, key=lambda item: (-item[0].size[0] * item[0].size[1], -item[0].frames, _key(item[0])))
         index = _Index()
         out = {}
         for clip, look in order:
-            match = next(
-                (kept for kept, other in index.near(look) if same(look, other, self.agree, self.agree_part)), None
-            )
+            match = next((kept for kept, other in index.near(look) if self.same(look, other)), None)
             if match is None:
                 index.add(clip, look)
                 out[_key(clip)] = replace(clip, decisions=(*clip.decisions, Decision(self.name, True)))

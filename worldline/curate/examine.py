@@ -54,7 +54,7 @@ def examine(path: Path, source: str, plan: CuratePlan) -> list[tuple[Clip, dupli
         return [(quarantined(source, sha256, refused[0], len(scan.times), scan.end, media), None)]
     remark = "; ".join(str(finding) for finding in found)
     whole = Clip("", source, sha256, 0, 0, 0.0, 0.0, True, "", (Decision("probe", True, remark),), media=media)
-    return _clips(scan, notes, plan, whole)
+    return clips_of(notes, np.append(scan.times, scan.end), scan.size, plan, whole)
 
 
 def file_hash(path: Path) -> str:
@@ -103,7 +103,7 @@ def _watch(scan: Scan, plan: CuratePlan) -> Notes:
         last = Look(
             seen.index, seen.seconds, seen.picture, grey, before, elapsed, seen.size, cache(seen.luma), seen.sized
         )
-        notes.flat &= float(grey.std()) < probe.FLAT
+        notes.flat &= cv2.meanStdDev(grey)[1][0, 0] < probe.FLAT
         notes.looks.append(seen.index)
         notes.close += [seen.index] if close else []
         for stage, seen_by in zip(plan.stages, notes.seen, strict=True):
@@ -114,9 +114,13 @@ def _watch(scan: Scan, plan: CuratePlan) -> Notes:
     return notes
 
 
-def _clips(scan: Scan, notes: Notes, plan: CuratePlan, whole: Clip) -> list[tuple[Clip, duplicates.Print | None]]:
-    """Cuts the ranges to length and judges what is long enough."""
-    times = np.append(scan.times, scan.end)
+def clips_of(
+    notes: Notes, times: np.ndarray, size: tuple[int, int], plan: CuratePlan, whole: Clip
+) -> list[tuple[Clip, duplicates.Print | None]]:
+    """Cuts the ranges of `whole` to length and judges what is long enough.
+
+    `times` (frames + 1,) are seconds, the last one the end; `size` is width and height as shown.
+    """
     out: list[tuple[Clip, duplicates.Print | None]] = []
     for first, end, kind in notes.ranges:
         parts = plan.trim.parts(first, end, times) if kind == "shot" else [(first, end)]
@@ -135,7 +139,7 @@ def _clips(scan: Scan, notes: Notes, plan: CuratePlan, whole: Clip) -> list[tupl
                 reason = f"{clip.seconds:.2f} s, at least {plan.trim.least:g} s"
                 out.append((_decided(clip, Decision("trim", False, reason)), None))
             else:
-                out.append(_judged(clip, notes, plan, times[a : b + 1], scan.size))
+                out.append(_judged(clip, notes, plan, times[a : b + 1], size))
     return out
 
 

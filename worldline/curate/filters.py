@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,12 +30,15 @@ class Sharpness(Stage):
         import cv2
 
         luma = np.ascontiguousarray(look.luma())
+        whole = min(luma.shape) // LUMA_SIDE  # by a whole number first, which is quicker than the mean over any area
+        if whole > 1:
+            luma = cv2.resize(luma, (luma.shape[1] // whole, luma.shape[0] // whole), interpolation=cv2.INTER_AREA)
         scale = LUMA_SIDE / min(luma.shape)
         if scale < 1:
-            luma = cv2.resize(luma, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        # Eight bits turn the slopes of a blurred picture into steps, which would pass for edges.
-        smooth = cv2.GaussianBlur(luma.astype(np.float32), (3, 3), 0)
-        return min(_lost_by_blur(smooth), _lost_by_blur(smooth.T.copy()))
+            luma = cv2.resize(luma, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        # Eight bits turn the slopes of a blurred picture into steps, which would pass for edges: sixteen times luma.
+        smooth = cv2.sepFilter2D(luma, cv2.CV_16S, _SMOOTH, _SMOOTH)
+        return min(_lost_by_blur(smooth), _lost_by_blur(cv2.transpose(smooth)))
 
     def judge(self, notes: Sequence[float], size: tuple[int, int]) -> Judgement:
         sharpness = float(np.median(notes))
@@ -42,14 +46,26 @@ class Sharpness(Stage):
         return Judgement({"sharpness": sharpness}, reason=reason)
 
 
+_SMOOTH = np.array([1, 2, 1], np.float32)
+BOX = 9  # pixels across of the further blur
+
+
 def _lost_by_blur(luma: np.ndarray) -> float:
-    """The share of differences between neighbours across that a box blur across takes away."""
+    """The share of differences between neighbours down that a box blur down takes away; `luma` int16, at most 4080.
+
+    Neighbours of the blurred picture differ by a ninth of what the ends of their boxes do. In whole numbers, times
+    nine, that fits 16 bits.
+    """
     import cv2
 
-    blurred = cv2.blur(luma, (9, 1))
-    sharp = cv2.absdiff(luma[:, 1:], luma[:, :-1])
-    soft = cv2.absdiff(blurred[:, 1:], blurred[:, :-1])
-    return float(np.maximum(sharp - soft, 0).sum() / max(float(sharp.sum()), 1.0))
+    height, middle = len(luma) - BOX, BOX // 2
+    if height < 1:
+        return 0.0
+    above, below = luma[middle : middle + height], luma[middle + 1 : middle + 1 + height]
+    sharp = cv2.absdiff(below, above).view(np.uint16) * np.uint16(BOX)
+    soft = cv2.absdiff(luma[BOX:], luma[:height]).view(np.uint16)
+    total = cv2.sumElems(sharp)[0]
+    return cv2.sumElems(cv2.subtract(sharp, soft))[0] / total if total else 0.0
 
 
 @dataclass(frozen=True)
@@ -103,13 +119,15 @@ class Motion(Stage):
     change: float = 3.0  # levels: a block of the picture that changes by less stands still
 
     def see(self, look: Look) -> Step | None:
+        import cv2
+
         if look.before is None or look.before.shape != look.grey.shape or look.elapsed <= 0:
             return None
         flow = _flow(look.before, look.grey)
         x, y, zoom, turn = _similarity(flow)
         height = look.grey.shape[0]
         per_second = 1 / look.elapsed
-        size = float(np.hypot(flow[..., 0], flow[..., 1]).mean())
+        size = cv2.mean(cv2.magnitude(*cv2.split(flow)))[0]
         camera = (x / height * per_second, y / height * per_second, zoom * per_second, turn * per_second)
         return (*camera, size / height * per_second, _largest_change(look.before, look.grey), look.elapsed)
 
@@ -134,37 +152,48 @@ class Motion(Stage):
 
 def _flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Optical flow float32 (h, w, 2) in pixels, x then y; of a picture too small for it, none."""
-    import cv2
-
     if min(before.shape) < 16:
         return np.zeros((*before.shape, 2), np.float32)
-    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST).calc(before, after, None)  # type: ignore
+    return _flow_finder().calc(before, after, None)  # type: ignore[no-any-return]
+
+
+@cache
+def _flow_finder() -> Any:
+    import cv2
+
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
 
 def _similarity(flow: np.ndarray) -> tuple[float, float, float, float]:
-    """Shift in pixels, zoom and turn of the picture's middle: least squares, thrice reweighted towards the majority.
-
-    u = x + zoom p - turn q, v = y + turn p + zoom q at the point (p, q).
-    """
-    sampled = flow[4::8, 4::8]
-    rows, columns = sampled.shape[:2]
-    q, p = np.mgrid[:rows, :columns].astype(np.float64) * 8
-    p, q = (p - p.mean()).ravel(), (q - q.mean()).ravel()
-    u, v = sampled[..., 0].ravel().astype(np.float64), sampled[..., 1].ravel().astype(np.float64)
-    x, y = float(np.median(u)), float(np.median(v))
-    zoom = turn = 0.0
+    """Shift in pixels, zoom and turn of the picture's middle: least squares, thrice reweighted towards the majority."""
+    seen = flow[4::8, 4::8].astype(np.float64)
+    basis = _similarities(*seen.shape[:2])  # (n, 2, 4)
+    seen = seen.reshape(-1, 2)
+    found = np.array([_middle(seen[:, 0]), _middle(seen[:, 1]), 0.0, 0.0])
     for _ in range(3):
-        off_u, off_v = u - (x + zoom * p - turn * q), v - (y + turn * p + zoom * q)
-        off = np.hypot(off_u, off_v)
-        weight = 1 / (1 + (off / (0.1 + np.median(off))) ** 2)
-        total = weight.sum()
-        mp, mq, mu, mv = ((weight * part).sum() / total for part in (p, q, u, v))
-        dp, dq, du, dv = p - mp, q - mq, u - mu, v - mv
-        spread = (weight * (dp**2 + dq**2)).sum() + 1e-9
-        zoom = float((weight * (dp * du + dq * dv)).sum() / spread)
-        turn = float((weight * (dp * dv - dq * du)).sum() / spread)
-        x, y = float(mu - zoom * mp + turn * mq), float(mv - turn * mp - zoom * mq)
-    return x, y, zoom, turn
+        off = seen - basis @ found
+        distance = np.sqrt((off * off).sum(1))
+        weight = 1 / (1 + (distance / (0.1 + _middle(distance))) ** 2)
+        weighted = (basis * weight[:, None, None]).reshape(-1, 4)
+        found = np.linalg.solve(weighted.T @ basis.reshape(-1, 4) + _RIDGE, weighted.T @ seen.ravel())
+    return tuple(found.tolist())
+
+
+_RIDGE = 1e-9 * np.eye(4)
+
+
+def _middle(values: np.ndarray) -> float:
+    """The upper median, which takes a tenth of the time of `np.median`."""
+    half = len(values) // 2
+    return float(np.partition(values, half)[half])
+
+
+@cache
+def _similarities(rows: int, columns: int) -> np.ndarray:
+    """(rows columns, 2, 4): u = x + zoom p - turn q, then v = y + turn p + zoom q, at points (p, q) 8 pixels apart."""
+    q, p = (8.0 * (axis - axis.mean()).ravel() for axis in np.mgrid[:rows, :columns])
+    one, none = np.ones_like(p), np.zeros_like(p)
+    return np.stack([np.stack([one, none, p, -q], 1), np.stack([none, one, q, p], 1)], 1)
 
 
 def _largest_change(before: np.ndarray, after: np.ndarray) -> float:

@@ -9,7 +9,9 @@ things or the camera move, however fast. Before it and after it little changes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -50,12 +52,11 @@ class Finder:
 
     def __init__(self, plan: Shots, rate: float) -> None:
         try:
-            from scenedetect import FrameTimecode
-            from scenedetect.detectors import AdaptiveDetector
+            detector = _detector()
         except ImportError:
             raise UserError("shots need the extra `data`; install it with `pip install 'worldline[data]'`") from None
-        self.plan, self.rate, self.timecode = plan, rate, FrameTimecode
-        self.detector = AdaptiveDetector(plan.ratio, min_scene_len=0, min_content_val=plan.change)
+        self.plan, self.rate = plan, rate
+        self.detector = detector(plan.ratio, min_scene_len=0, min_content_val=plan.change)
         self.cuts: list[int] = []
         self.tiny: list[np.ndarray] = []
         self.edges: list[float] = []
@@ -65,8 +66,8 @@ class Finder:
         """One frame uint8 (h, w, 3) BGR."""
         import cv2
 
-        timecode = self.timecode(self.frames, self.rate)
-        self.cuts += [cut.frame_num for cut in self.detector.process_frame(timecode, picture)]
+        # Numbers serve as time codes, whose arithmetic would take longer than the score.
+        self.cuts += self.detector.process_frame(self.frames, picture)
         if self.plan.dissolves:
             self.edges.append(_edge_energy(picture))
             self.tiny.append(cv2.resize(picture, TINY, interpolation=cv2.INTER_AREA).ravel())
@@ -107,6 +108,24 @@ class Finder:
                 taken[start : start + span + 1] = True
                 found.append((start, start + span, "dissolve"))
         return sorted(found)
+
+
+@cache
+def _detector() -> Any:
+    """PySceneDetect's adaptive detector, whose scores OpenCV sums: the same numbers in a fifth of the time."""
+    import cv2
+    from scenedetect.detectors import AdaptiveDetector
+
+    class Detector(AdaptiveDetector):  # type: ignore[misc,unused-ignore]
+        before: np.ndarray | None = None
+
+        def _calculate_frame_score(self, timecode: Any, frame_img: np.ndarray) -> float:
+            """Mean change of hue, saturation and value."""
+            after = cv2.cvtColor(frame_img, cv2.COLOR_BGR2HSV)
+            before, self.before = self.before, after
+            return 0.0 if before is None else cv2.norm(before, after, cv2.NORM_L1) / after.size
+
+    return Detector
 
 
 def _fades(flat: np.ndarray, strength: np.ndarray, longest: int) -> list[Range]:
@@ -171,9 +190,12 @@ def _edge_energy(picture: np.ndarray) -> float:
     """Mean square of the differences of neighbours, of a picture uint8 (h, w, 3) BGR made grey and a little smooth."""
     import cv2
 
-    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32), (3, 3), 0)
-    down, across = grey[1:] - grey[:-1], grey[:, 1:] - grey[:, :-1]
-    return float((down * down).mean() + (across * across).mean())
+    grey = cv2.sepFilter2D(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.CV_16S, _SMOOTH, _SMOOTH)  # sixteen times
+    down, across = cv2.absdiff(grey[1:], grey[:-1]), cv2.absdiff(grey[:, 1:], grey[:, :-1])
+    return sum(cv2.norm(slope, cv2.NORM_L2SQR) / max(slope.size, 1) for slope in (down, across)) / 256
+
+
+_SMOOTH = np.array([1, 2, 1], np.float32)
 
 
 def _dip(edges: np.ndarray, starts: np.ndarray, span: int) -> np.ndarray:

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldline.media.read import MAX_PIXELS, Turn, open_container, rate_of, shown_size, turn_of, upright
+from worldline.media.read import MAX_PIXELS, Turn, decoded, open_container, rate_of, shown_size, turn_of, upright
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
-# These decoders hide damage unless they are told to stop at it; the others mark the frames that they patched.
+# These decoders hide damage unless they are told to stop at it; the others mark the frames that they patched. Checksums
+# are where an encoder wrote them: of every slice in FFV1 from version 3 on, of every picture in HEVC (x265's `hash`).
 SILENT_DECODERS = frozenset({"hevc", "mjpeg", "ffv1", "vp9", "av1", "libdav1d"})
+# libvpx notices where a tile of VP9 reads beyond its end, as most damage makes it; libavcodec's own decoder does not.
+STRICTER = {"vp9": "libvpx-vp9"}
+# Every packet of theirs shows exactly one frame; decoders pass over what they cannot use without a word.
+ONE_EACH = frozenset({"vp9", "av1", "libdav1d"})
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,12 @@ class Scan:
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "NONE"
         if self.stream.codec_context.name in SILENT_DECODERS:
-            self.stream.codec_context.options = {"err_detect": "explode"}
+            self.stream.codec_context.options = {"err_detect": "explode+crccheck"}
         self.short_side, self.max_pixels = short_side, max_pixels
         self.header = _header(self.container, self.stream)
+        self.decoder, self._front = _stricter(self.stream), None
+        if self.decoder is not self.stream.codec_context:
+            self._front = _first_frame(path, max_pixels)  # another decoder is not told how the file is turned
         self.rotation = 0  # clockwise degrees
         self.size = (0, 0)  # width and height as shown
         self.damaged = 0  # packets that did not decode, and frames that the decoder patched
@@ -95,18 +103,18 @@ class Scan:
         reformatter = VideoReformatter()
         shown: tuple[int, int] | None = None
         first: float | None = None
-        step = float(1 / self.header.rate)
+        step, tick = float(1 / self.header.rate), float(self.stream.time_base or 0)
         for frame in self._frames():
             if shown is None:  # all frames are brought to the size and turn of the first, as `media.read` does
-                shown, turn = shown_size(self.stream, frame), turn_of(frame, self.stream)
+                shown, turn = shown_size(self.stream, frame), turn_of(self._front or frame, self.stream)
                 self.size, self.rotation = (shown[1], shown[0]) if turn[0] else shown, _degrees(turn)
-            seconds = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else None
+            seconds = frame.time
             first = seconds if first is None else first
             since = (seconds or 0.0) - (first or 0.0)
             if self.times and (seconds is None or since <= self.times[-1]):
                 since = self.times[-1] + step  # as there too, where timestamps are missing or go back
             self.times.append(since)
-            self.end = since + max(float((frame.duration or 0) * (frame.time_base or 0)), step)
+            self.end = since + max((frame.duration or 0) * tick, step)
             small = _small(*shown, self.short_side)
             reduced = reformatter.reformat(frame, *small, "bgr24", interpolation=Interpolation.AREA, threads=1)
             picture = np.ascontiguousarray(upright(reduced.to_ndarray(), turn))
@@ -116,25 +124,49 @@ class Scan:
         import av
 
         packets = self.container.demux(self.stream)
+        owed = 0  # packets that have not shown their frame
+        for_each = self.header.codec in ONE_EACH
         while True:
             try:
                 packet = next(packets)
             except (StopIteration, av.error.EOFError):
-                return
+                break
             except (av.error.FFmpegError, OSError):
                 self.cut_short = True
-                return
+                break
             damaged = packet.is_corrupt
+            owed += for_each and packet.size > 0
             try:
-                for frame in packet.decode():
+                for frame in self.decoder.decode(packet):
                     damaged |= frame.is_corrupt
+                    owed -= for_each
                     if frame.width * frame.height <= self.max_pixels:
                         yield frame
             except av.error.EOFError:
-                return
+                break
             except (av.error.FFmpegError, OSError):
                 damaged = True
             self.damaged += damaged
+        self.damaged = max(self.damaged, owed)
+
+
+def _stricter(stream: Any) -> Any:
+    """The decoder of a stream, or another one that notices more where this build of libavcodec has it."""
+    import av
+
+    context = stream.codec_context
+    try:
+        decoder: Any = av.CodecContext.create(STRICTER[context.name], "r")
+    except (KeyError, av.codec.codec.UnknownCodecError):
+        return context
+    decoder.extradata, decoder.thread_count = context.extradata, 1
+    return decoder
+
+
+def _first_frame(path: str | Path, max_pixels: int) -> VideoFrame | None:
+    with open_container(path, max_pixels) as container:
+        found = decoded(container, container.streams.video[0])
+        return next((frame for frame in found if not isinstance(frame, Exception)), None)
 
 
 def _header(container: Any, stream: Any) -> Header:
@@ -193,6 +225,8 @@ def _luma(frame: VideoFrame) -> np.ndarray:
     name = frame.format.name
     if not name.startswith(("yuv4", "yuvj4", "yuva4", "nv")) or frame.format.components[0].bits > 8:
         return frame.reformat(format="gray").to_ndarray()
+    import cv2
+
     plane: Any = frame.planes[0]
     luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-    return luma if frame.color_range == 2 or name.startswith("yuvj") else _FULL_RANGE[luma]
+    return luma if frame.color_range == 2 or name.startswith("yuvj") else cv2.LUT(luma, _FULL_RANGE)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldline.curate.duplicates import Duplicates, prints_of
 from worldline.data.fit import Fit, fit, stretched
 from worldline.data.packing import Packer
 from worldline.records import Clip, Example
@@ -23,7 +24,8 @@ from worldline.worlds.captions import vocabulary
 from worldline.worlds.synonyms import synonyms
 
 STATE_BYTES = 22  # of a parameter in training: bf16 weight, fp32 master, gradient, two moments and average
-NEAR = 2  # bits of 64 in which the fingerprints of one picture may differ
+NEAR = 16  # bits of 64 in which fingerprints of copies may differ; those of two real films differ in about half
+LIKELY = 8  # clips of the test set that are looked at for one clip
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def examine(
     tests: Sequence[Example] = (),
     ranks: int = 1,
 ) -> Examined:
-    """Looks at every clip; decodes nothing and trains nothing but two steps on noise, to time them."""
+    """Looks at every clip; decodes only what may be a leak and trains nothing but two steps on noise, to time them."""
     grid = Grid(patch=plan.config.patch)
     whole = merged(stretched(examples, plan.fit))
     repeated = len({id(e) for e in examples}) - len({e.clip.id for e in examples})
@@ -223,19 +225,27 @@ def captions_of(examples: Sequence[Example], plan: DiTPlan) -> dict[str, Any]:
 
 
 def leaks(examples: Sequence[Example], tests: Sequence[Example]) -> list[Leak]:
-    """Clips of the test set that are trained on: the same bytes, or fingerprints that hardly differ."""
+    """Clips of the test set that are trained on: the same bytes, or a copy by the rule that `worldline curate` has.
+
+    Fingerprints name the likeliest test clips; whether one is a copy is seen in pictures of both files.
+    """
     bytes_of = {example.clip.source_sha256: example.clip for example in tests}
-    prints = [(int(e.clip.fingerprint, 16), e.clip) for e in tests if e.clip.fingerprint]
+    marks = [(int(e.clip.fingerprint, 16), e.clip) for e in tests if e.clip.fingerprint]
+    likely: dict[str, list[Clip]] = {}
+    for clip in (example.clip for example in examples):
+        if clip.source_sha256 not in bytes_of and clip.fingerprint and clip.id not in likely:
+            mark = int(clip.fingerprint, 16)
+            near = sorted(((mark ^ other).bit_count(), i) for i, (other, _) in enumerate(marks))
+            likely[clip.id] = [marks[i][1] for bits, i in near[:LIKELY] if bits <= NEAR]
+    asked = {example.clip.id: example.clip for example in examples if likely.get(example.clip.id)}
+    asked |= {test.id: test for near in likely.values() for test in near}
+    prints, rule = prints_of(asked.values()) if asked else {}, Duplicates()
     found = []
-    for example in examples:
-        clip = example.clip
+    for clip in (example.clip for example in examples):
         if clip.source_sha256 in bytes_of:
             found.append(Leak(clip, bytes_of[clip.source_sha256], "the same file"))
-            continue
-        if not clip.fingerprint:
-            continue
-        mark = int(clip.fingerprint, 16)
-        near = next((test for other, test in prints if (mark ^ other).bit_count() <= NEAR), None)
-        if near is not None:
-            found.append(Leak(clip, near, "nearly the same pictures"))
+        elif clip.id in prints:
+            seen = (test for test in likely[clip.id] if test.id in prints)
+            copy = next((test for test in seen if rule.same(prints[clip.id], prints[test.id])), None)
+            found += [Leak(clip, copy, "shows the same")] if copy else []
     return found
