@@ -117,12 +117,14 @@ def _named(found: list[tuple[int, int]], flat: np.ndarray) -> list[Range]:
     """Those that begin or end black or white, or next to it, are fades; they take all of it, and what goes and comes
     is one."""
     out: list[Range] = []
-    for first, last in found:
-        start, end, kind = first, last, "dissolve"
-        for k in np.flatnonzero(flat[max(first - NEXT, 0) : first + 1])[:1] + max(first - NEXT, 0):
-            start, kind = int(k) - 1, "fade"
-        for k in np.flatnonzero(flat[last : last + NEXT + 1])[-1:] + last:
-            end, kind = int(k) + 1, "fade"
+    for start, end in found:
+        early = max(start - NEXT, 0)
+        before, after = np.flatnonzero(flat[early : start + 1]), np.flatnonzero(flat[end : end + NEXT + 1])
+        kind = "fade" if len(before) or len(after) else "dissolve"
+        if len(before):
+            start = early + int(before[0])
+        if len(after):
+            end += int(after[-1])
         while start >= 0 and flat[start]:
             start -= 1
         while end < len(flat) and flat[end]:
