@@ -78,7 +78,7 @@ def narrow(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def grey(x: np.ndarray) -> np.ndarray:
-    return (x @ np.float32([0.299, 0.587, 0.114]))[..., None]
+    return (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
 
 
 COPIES: dict[str, Change] = {
