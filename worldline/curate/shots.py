@@ -23,7 +23,7 @@ WITHIN = np.arange(1, 8) / 8  # where between its ends a dissolve is looked at
 TINY = (16, 9)  # columns and rows of the pictures that are held against each other
 GREY = (48, 27)  # of those whose edges count
 CHUNK = 1024  # starts looked at together
-NEXT = 2  # frames between a fade and the black, which may be too dark to tell
+NEXT = 2  # frames by which ends may be off: a cut beside a blend is part of it, and black beside it makes it a fade
 FLAT_ENERGY = 2.0  # of edges, which is too little to measure
 
 # A logistic regression on films that `benchmarks.shots` joins of its clips for tuning: dissolves against all other
@@ -79,7 +79,7 @@ class Finder:
     def ranges(self) -> list[Range]:
         """The ranges of all frames, in order and without holes."""
         blends = self._blends()
-        cuts = [cut for cut in self.cuts if not any(first <= cut <= last for first, last, _ in blends)]
+        cuts = [cut for cut in self.cuts if not any(first - NEXT <= cut <= last + NEXT for first, last, _ in blends)]
         marks = sorted([(cut, cut, "") for cut in cuts] + [(first + 1, last, kind) for first, last, kind in blends])
         out: list[Range] = []
         start = 0
