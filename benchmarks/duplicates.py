@@ -26,6 +26,7 @@ import numpy as np
 from worldline.curate.duplicates import Duplicates, Print
 from worldline.curate.examine import examine
 from worldline.curate.plan import CuratePlan
+from worldline.curate.shots import Trim
 from worldline.media.clips import read_clips
 from worldline.media.report import some
 from worldline.media.write import write_video
@@ -77,7 +78,7 @@ def narrow(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def grey(x: np.ndarray) -> np.ndarray:
-    return (x @ np.float32([0.299, 0.587, 0.114]))[..., None]
+    return (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
 
 
 COPIES: dict[str, Change] = {
@@ -93,6 +94,8 @@ COPIES: dict[str, Change] = {
     "cropped by 5 to 25 %": crop(0.05, 0.25),
     "cropped to 4:3": narrow,
     "cropped and gamma": lambda frames, rng: COPIES["gamma"](crop(0.05, 0.2)(frames, rng), rng),
+    "sped up by a quarter": lambda frames, rng: np.delete(frames, np.s_[4::5], 0),
+    "a frame less at both ends": lambda frames, rng: frames[1:-1],
 }
 
 
@@ -124,7 +127,7 @@ def looked_at(frames: np.ndarray, name: str, rate: Any, folder: Path) -> tuple[C
     path = folder / "copy.mp4"
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     write_video(path, np.ascontiguousarray(frames), rate, crf=26, overwrite=True)
-    ((clip, look),) = examine(path, name, CuratePlan(shots=None, stages=(), refuse=()))
+    ((clip, look),) = examine(path, name, CuratePlan(shots=None, stages=(), trim=Trim(0, 1000), refuse=()))
     assert look is not None
     return clip, look
 

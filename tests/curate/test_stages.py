@@ -82,6 +82,18 @@ def test_a_dissolve_between_shots_that_move_is_found_and_fast_motion_is_none(tmp
     assert [reason for _, _, reason in shots(pan, tmp_path / "film.mp4")] == [""]
 
 
+def test_a_dissolve_between_shots_of_one_place_is_found(tmp_path: Path) -> None:
+    a, b = (np.repeat(SCENES[5][:1], 48, 0).astype(float) for _ in range(2))
+    for film, seed, left in ((a, 2, 8), (b, 9, 72)):
+        film[:, 24:72, left : left + 48] = scene(seed, 48)[:, 24:72, 40:88]
+    t = (np.arange(14) + 1)[:, None, None, None] / 15
+    film = np.concatenate([a[:34], (1 - t) * a[34:] + t * b[:14], b[14:]]).round().astype(np.uint8)
+    found = shots(film, tmp_path / "film.mp4")
+    assert [reason for _, _, reason in found] == ["", "shots: within a dissolve", ""]
+    assert abs(found[1][0] - 34) <= 4
+    assert abs(found[1][1] - 48) <= 4
+
+
 def test_parts_of_a_long_shot_have_equal_length() -> None:
     times = np.arange(101) / 10
     assert Trim(1, 4).parts(0, 100, times) == [(0, 34), (34, 67), (67, 100)]
@@ -156,12 +168,16 @@ def clip_of(film: np.ndarray, name: str, folder: Path) -> tuple[Clip, Print]:
 
 def test_planted_duplicates_are_found_and_distinct_clips_are_not(tmp_path: Path) -> None:
     films = {f"scene {i}": film for i, film in enumerate(SCENES)}
+    films["painted 12"] = SCENES[9].copy()  # in other colours, but not all of it
+    films["painted 12"][:, :, :64] = SCENES[9][:, :, :64, ::-1]
     planted = {
         "copy of 0": SCENES[0],
         "small 1": np.stack([cv2.resize(f, (96, 72), interpolation=cv2.INTER_AREA) for f in SCENES[1]]),
         "cropped 2": SCENES[2][:, 8:-8, 10:-10],
         "recoloured 4": (255 * (SCENES[4] / 255.0) ** 1.5).astype(np.uint8),
         "grey 5": np.repeat(SCENES[5].mean(-1, keepdims=True), 3, -1).astype(np.uint8),
+        "faster 7": np.delete(SCENES[7], np.s_[4::5], 0),
+        "shorter 8": SCENES[8][1:-2],
         "swapped 6": np.ascontiguousarray(SCENES[6][..., ::-1]),
     }
     clips = [clip_of(film, name, tmp_path) for name, film in {**films, **planted}.items()]

@@ -1,9 +1,11 @@
 """Near-duplicates within and across files: found by a perceptual hash and its buckets, confirmed picture by picture.
 
-A clip is known by six tiny pictures of it, spread evenly over its length. Their lowest frequencies are hashed with
-random hyperplanes (Charikar 2002) into tables; clips that share a bucket are candidates, and the number of those looked
-at is bounded, so the work is linear in the number of clips. A candidate is confirmed only if, laid over the other clip
-where it fits best (crops move and scale it), both what stands still and what moves agree nearly everywhere.
+A clip is known by six tiny pictures of it, spread evenly over its length, each the mean of what is shown around its
+moment: frames of a copy that fall a little earlier or later change little of it. Their lowest frequencies are hashed
+with random hyperplanes (Charikar 2002) into tables; clips that share a bucket are candidates, and the number of those
+looked at is bounded, so the work is linear in the number of clips. A candidate is confirmed only if, laid over the
+other clip where it fits best (crops move and scale it), both what stands still and what moves agree nearly everywhere,
+and one change of colours makes the one of the other.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from worldline.media.clips import read_clips
 from worldline.records import Clip, Crop, Decision
 
 PICTURES = 6  # of a clip
+LOOKS = 5  # at each of them, where not all frames are seen
+LASTS = 0.4  # seconds of a clip that a picture is the mean of, or a sixth of its length
 SIDE = 48  # of the longer side of a tiny picture
 LOW = 5  # frequencies across and down that are hashed
 TABLES, BITS = 24, 18
@@ -35,7 +39,7 @@ WINDOWS = tuple(
 
 @dataclass(frozen=True)
 class Print:
-    """What is kept of a clip to compare it: uint8 (PICTURES, 2, h, w), luma and the largest of the three colours."""
+    """What is kept of a clip to compare it: uint8 (PICTURES, h, w, 3) BGR."""
 
     pictures: np.ndarray
 
@@ -46,6 +50,15 @@ class Print:
     def decode(record: dict[str, object]) -> Print:
         raw = np.frombuffer(base64.b85decode(str(record["bytes"])), np.uint8)
         return Print(raw.reshape(record["shape"]))  # type: ignore[call-overload]
+
+    @property
+    def planes(self) -> np.ndarray:
+        """float32 (PICTURES, 4, h, w): luma, the largest colour, which a change of hue leaves alone, and two of chroma,
+        which it turns: red against the others, and green against blue."""
+        blue, green, red = np.moveaxis(self.pictures.astype(np.float32), -1, 0)
+        luma = 0.114 * blue + 0.587 * green + 0.299 * red
+        largest = np.maximum(np.maximum(blue, green), red)
+        return np.stack([luma, largest, red - (green + blue) / 2, (green - blue) * np.sqrt(0.75)], 1, dtype=np.float32)
 
 
 def tiny(picture: np.ndarray) -> np.ndarray:
@@ -58,31 +71,40 @@ def tiny(picture: np.ndarray) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def _channels(small: np.ndarray) -> np.ndarray:
-    """uint8 (2, h, w) of a tiny picture. The largest colour is what a change of hue leaves alone."""
-    import cv2
-
-    return np.stack([cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), small.max(2)])
-
-
 def print_of(frames: list[np.ndarray], times: np.ndarray, crop: Crop | None, size: tuple[int, int]) -> Print:
     """The print of a clip, from the tiny pictures of its frames and their times (frames + 1,), without its bars."""
-    moments = times[0] + (np.arange(PICTURES) + 0.5) / PICTURES * (times[-1] - times[0])
-    chosen = np.searchsorted(times[:-1], moments, side="right") - 1
-    pictures = np.stack([_channels(frames[i]) for i in chosen])
+    length = times[-1] - times[0]
+    half = min(LASTS, length / PICTURES) / 2
+    pictures = []
+    for moment in times[0] + (np.arange(PICTURES) + 0.5) / PICTURES * length:
+        shown = np.diff(np.clip(times, moment - half, moment + half))  # (frames,) seconds around the moment
+        first, last = np.flatnonzero(shown)[[0, -1]]
+        pictures.append(np.average(np.stack(frames[first : last + 1]), 0, shown[first : last + 1]))
+    whole = np.stack(pictures).round().astype(np.uint8)
     if crop:
         left, top, width, height = crop[0] / size[0], crop[1] / size[1], crop[2] / size[0], crop[3] / size[1]
-        pictures = _window(pictures, (left, top, width, height), (crop[2], crop[3]))
-    return Print(pictures)
+        planes = _window(np.moveaxis(whole, -1, 1), (left, top, width, height), (crop[2], crop[3]))
+        whole = np.ascontiguousarray(np.moveaxis(planes, 1, -1))
+    return Print(whole)
 
 
 def prints_of(clips: Iterable[Clip]) -> dict[str, Print]:
-    """Prints by clip id, from the clips' own files; of those that cannot be read none."""
+    """Prints by clip id, from the clips' own files; of those that cannot be read none. Each picture is the mean of some
+    frames, evenly spread over what `print_of` takes all of."""
     found = {}
-    for clip, frames in read_clips(clips, lambda count: ((np.arange(PICTURES) + 0.5) / PICTURES * count).astype(int)):
-        if isinstance(frames, np.ndarray):
-            pictures = [_channels(tiny(np.ascontiguousarray(frame[..., ::-1]))) for frame in frames]
-            found[clip.id] = Print(np.stack(pictures))
+    for clip in clips:
+        half = min(LASTS, clip.seconds / PICTURES) / 2 / max(clip.seconds, 1e-6)
+        around = half * ((np.arange(LOOKS) + 0.5) / LOOKS * 2 - 1)
+        shares = ((np.arange(PICTURES) + 0.5) / PICTURES)[:, None] + around
+
+        def pick(count: int, shares: np.ndarray = shares) -> np.ndarray:
+            return (shares.ravel() * count).astype(int)
+
+        for _, frames in read_clips([clip], pick):
+            if isinstance(frames, np.ndarray):
+                looks = np.stack([tiny(np.ascontiguousarray(frame[..., ::-1])) for frame in frames])
+                pictures = looks.reshape(PICTURES, LOOKS, *looks.shape[1:]).mean(1)
+                found[clip.id] = Print(pictures.round().astype(np.uint8))
     return found
 
 
@@ -92,8 +114,8 @@ class Duplicates:
 
     name: ClassVar[str] = "duplicates"
 
-    agree: float = 0.9  # correlation, of what stands still and of what moves
-    agree_part: float = 0.8  # the same where one clip may be a part of the other's picture
+    agree: float = 0.75  # correlation, of what stands still and of what moves
+    agree_part: float = 0.7  # the same where one clip may be a part of the other's picture
 
     def same(self, a: Print, b: Print) -> bool:
         return same(a, b, self.agree, self.agree_part)
@@ -151,12 +173,13 @@ class _Index:
 
 
 def _whole(look: Print) -> np.ndarray:
-    return _descriptors(look.pictures[None])
+    return _descriptors(look.planes[None, :, :2])
 
 
 def _windows(look: Print) -> np.ndarray:
-    shape = look.pictures.shape
-    return _descriptors(np.stack([_window(look.pictures, window, (shape[3], shape[2])) for window in WINDOWS]))
+    seen = look.planes[:, :2]
+    aspect = seen.shape[3], seen.shape[2]
+    return _descriptors(np.stack([_window(seen, window, aspect) for window in WINDOWS]))
 
 
 def _window(pictures: np.ndarray, window: tuple[float, float, float, float], aspect: tuple[int, int]) -> np.ndarray:
@@ -220,18 +243,43 @@ def fingerprint(look: Print) -> str:
 
 def same(a: Print, b: Print, agree: float, agree_part: float) -> bool:
     """Whether one clip shows the other, or a part of its picture."""
-    if agreement(a.pictures, _fitted(b.pictures, a.pictures.shape[-2:])) >= agree:
+    fitted = _fitted(b.planes, a.planes.shape[-2:])
+    if agreement(a.planes, fitted) >= agree and recoloured(a.planes, fitted) >= ONE_CHANGE:
         return True
-    for outer, inner in ((a, b), (b, a)):
-        placed = _placed(outer.pictures, inner.pictures)
+    for outer, inner in ((a.planes, b.planes), (b.planes, a.planes)):
+        placed = _placed(outer, inner)
+        if placed is None:
+            continue
         # A part is seen less finely than the whole of the other, so both are held against each other coarsely.
-        if placed is not None and agreement(_halved(placed), _halved(inner.pictures)) >= agree_part:
+        part, whole = _halved(placed), _halved(inner)
+        if agreement(part, whole) >= agree_part and recoloured(part, whole) >= ONE_CHANGE:
             return True
     return False
 
 
+ONE_CHANGE = 0.85  # of the chroma is explained
+NOISE = 4.0  # levels of chroma that codecs change
+
+
+def recoloured(a: np.ndarray, b: np.ndarray) -> float:
+    """0 to 1: the part of the chroma of planes (T, 4, h, w) that one change of colours makes of the other's.
+
+    It may turn, mirror and scale all chroma alike and tint what is light. Where things change their colours each in its
+    own way, they are others.
+    """
+    clear = _clear(a, b)
+    if clear.mean() < LEAST_SEEN:
+        return 1.0
+    rich, poor = sorted((a[:, :, clear], b[:, :, clear]), key=lambda seen: float(seen[:, 2:].var((0, 2)).sum()))[::-1]
+    luma, red, green = (rich[:, c].ravel() for c in (0, 2, 3))
+    known = np.stack([red, green, luma, np.ones_like(luma)], 1)
+    goal = np.stack([poor[:, 2].ravel(), poor[:, 3].ravel()], 1)
+    left = goal - known @ np.linalg.lstsq(known, goal, rcond=None)[0]
+    return 1 - float((left**2).mean()) / float(goal.var(0).mean() + NOISE**2)
+
+
 def _fitted(pictures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Tiny pictures resized to height and width of others."""
+    """Planes resized to height and width of others."""
     import cv2
 
     if pictures.shape[-2:] == shape:
@@ -294,7 +342,7 @@ def _mean(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """float32 (h, w): mean luma over time, at a width and height."""
     import cv2
 
-    return cv2.resize(pictures[:, 0].mean(0).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(pictures[:, 0].mean(0), size, interpolation=cv2.INTER_LINEAR)
 
 
 BLOCKS = 4  # across and down
@@ -302,17 +350,22 @@ SEEN = 4.0  # levels: a block that varies less says nothing
 LEAST_BLOCKS = 4  # of the pictures' means; fewer tell nothing
 COPY = 4.0  # levels by which any block of copies of an empty picture differs
 CLIPPED = 245  # levels of the largest colour
-LEAST_CLEAR = 0.3  # of a block, which with less says nothing; and of a picture, of which then all counts
+LEAST_CLEAR = 0.3  # of a block, which with less says nothing
+LEAST_SEEN = 0.15  # of a picture, of which with less all counts, but not its colours
 MOVES_LOSE = 0.25  # what moves may agree less by: codecs and other moments blur it
 SPARED = 0.1  # of the blocks may disagree: an edge that was cut a little differently, a place that the codec lost
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """0 to 1: how well clips (T, 2, h, w) that lie over each other agree, in luma or in the largest colour."""
-    # Where a colour was clipped, nothing can be compared, in neither channel.
-    clear = (a[:, 1].max(0) < CLIPPED) & (b[:, 1].max(0) < CLIPPED)
-    clear |= clear.mean() < LEAST_CLEAR
-    return max(_of_channel(a[:, c].astype(np.float32), b[:, c].astype(np.float32), clear) for c in range(2))
+    """0 to 1: how well planes (T, 4, h, w) that lie over each other agree, in luma or in the largest colour."""
+    clear = _clear(a, b)
+    clear |= clear.mean() < LEAST_SEEN
+    return max(_of_channel(a[:, c], b[:, c], clear) for c in range(2))
+
+
+def _clear(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(h, w) where planes can be compared: where a colour was clipped, they cannot."""
+    return np.asarray((a[:, 1].max(0) < CLIPPED) & (b[:, 1].max(0) < CLIPPED))
 
 
 def _of_channel(a: np.ndarray, b: np.ndarray, clear: np.ndarray) -> float:
