@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from worldline.curate import pool, probe
-from worldline.curate.duplicates import Print
+from worldline.curate.duplicates import Duplicates, Print
 from worldline.curate.examine import examine, quarantined
 from worldline.curate.plan import CuratePlan
 from worldline.curate.sources import Source, local_copy
@@ -56,8 +56,10 @@ class Summary:
 
 
 def part_path(out: Path, source: Source, plan: CuratePlan) -> Path:
-    """Where the part of a file lies; another file, other bytes or another plan have another part."""
-    identity = json.dumps([repr(dataclasses.replace(plan, duplicates=None)), dataclasses.astuple(source)])
+    """Where the part of a file lies; another file, other bytes or another plan have another part. Of the search for
+    duplicates a part holds prints alone, whatever makes two of them the same."""
+    examined = dataclasses.replace(plan, duplicates=plan.duplicates and Duplicates())
+    identity = json.dumps([repr(examined), dataclasses.astuple(source)])
     return out / PARTS / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
 
 
