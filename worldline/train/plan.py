@@ -26,21 +26,34 @@ __all__ = ["LoopPlan", "OptimPlan", "ParallelPlan"]
 
 Plan = TypeVar("Plan")
 
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "linear", "constant", "trapezoid")
+
 
 @dataclass(frozen=True)
 class OptimPlan:
-    """AdamW, its schedule and the weight average. `lr` is the peak; `final` the fraction of it at the last step."""
+    """The optimizer, its schedule and the weight average. `lr` is the peak; `final` the fraction of it at the last step.
 
+    Raises UserError for a kind or a schedule that there is not.
+    """
+
+    kind: str = "adamw"  # adamw | muon: for matrices inside blocks, and AdamW for the rest, at the same rate
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    momentum: float = 0.95  # of muon
     weight_decay: float = 0.01
     clip: float = 1.0  # global gradient norm
     schedule: str = "cosine"  # cosine | linear | constant | trapezoid (constant, then linear over the last 20 %)
     warmup: int = 200  # steps
     final: float = 0.02
     ema: float = 0.9995  # reached gradually: min(ema, (1 + step) / (10 + step))
+
+    def __post_init__(self) -> None:
+        for name, known in (("kind", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"optim.{name}: '{getattr(self, name)}' is unknown; one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)

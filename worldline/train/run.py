@@ -98,7 +98,7 @@ class Run:
         self.objective = Objective(task.model, task.loss)
         self.masters = prepare(self.objective, crew, task.dtype)
         self.parameters = dict(task.model.named_parameters())
-        self.optimizer = Optimizer(task.model, self.masters, self.optim)
+        self.optimizer = Optimizer(task.model, self.masters, self.optim, task.dtype)
         self.ema = EMA(self.optimizer, self.optim.ema)
         self._owner = {f"model/{name}": name for name in self.parameters}
         self._owner |= {f"ema/{name}": name for name in self.ema.weights}
