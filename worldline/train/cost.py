@@ -23,6 +23,7 @@ from worldline.nn.hollow import Ledger, bare
 from worldline.shapes import Grid, VideoShape
 from worldline.train import dit, vae
 from worldline.train.loop import matmul_peak
+from worldline.train.muon import hidden
 from worldline.train.plan import clock, plan_dict
 from worldline.vae.losses import reconstruct
 from worldline.vae.model import VideoVAE
@@ -81,8 +82,8 @@ class Memory:
     Attributes:
         weights: in fp32, which the optimizer moves, and in the type that is computed with.
         gradients: in fp32, as they are reduced, and in the type of one block's.
-        optimizer: both moments.
-        ema: the averaged weights.
+        optimizer: both moments of AdamW, and the one of Muon.
+        ema: the averaged weights, as often as there are widths.
         activations: kept for the backward pass, and what one block's takes.
         checkpointed: the same where every block keeps its input alone and is run again.
     """
@@ -222,7 +223,8 @@ def _dit(plan: dit.DiTPlan, machine: Machine) -> Stage:
     config, text = dit_config(plan)
     with bare():
         model = DiT(config)
-    parameters = {"transformer": _count(model), "text": text}
+    learned = nn.ModuleDict({"dit": model, "text": text})
+    parameters = {"transformer": _count(model), "text": _count(text)}
     shape, tokens = sample_of(plan)
     step_tokens, rows = plan.batch * tokens, LONG_TEXT if plan.data else dit.TEXT_TOKENS
     micro, passes = _micro(step_tokens, tokens, machine)
@@ -244,19 +246,19 @@ def _dit(plan: dit.DiTPlan, machine: Machine) -> Stage:
         flops=3.0 * plan.batch * model.flops(tokens, rows) * plan.loop.steps,
         micro=micro,
         passes=passes,
-        memory=_memory(sum(parameters.values()), _largest_block(model), plan.dtype, machine, *active),
+        memory=_memory(plan, learned, _largest_block(model), machine, *active),
         notes=tuple(notes),
     )
 
 
-def dit_config(plan: dit.DiTPlan) -> tuple[DiTConfig, int]:
-    """The transformer's config with the width of its text states, and how many parameters of text learn along."""
+def dit_config(plan: dit.DiTPlan) -> tuple[DiTConfig, nn.Module]:
+    """The transformer's config with the width of its text states, and what of the text encoder learns along."""
     if plan.encoder == "minilm":  # frozen, and not needed to count
-        return replace(plan.config, text_width=384), 0
+        return replace(plan.config, text_width=384), nn.Identity()
     with bare():
         model = dit.build(plan)
     assert isinstance(model.text, nn.Module)
-    return plan.config, _count(model.text)
+    return plan.config, model.text
 
 
 def sample_of(plan: dit.DiTPlan) -> tuple[VideoShape, int]:
@@ -291,7 +293,7 @@ def _vae(plan: vae.VAEPlan, machine: Machine) -> Stage:
         flops=3.0 * plan.batch * vae_flops(plan) * plan.loop.steps,
         micro=clips * cells,
         passes=1,
-        memory=_memory(_count(model), _count(model), plan.dtype, machine, kept, active),
+        memory=_memory(plan, model, _count(model), machine, kept, active),
         notes=("tokens are cells of the latents",),
     )
 
@@ -304,15 +306,18 @@ def _micro(step_tokens: int, sample: int, machine: Machine) -> tuple[int, int]:
     return math.ceil(together * share), math.ceil(wanted / together)
 
 
-def _memory(parameters: int, block: int, dtype: str, machine: Machine, activations: int, checkpointed: int) -> Memory:
-    """fp32 masters, gradients, two moments and average, spread over ranks; weights of two blocks whole in `dtype`, or
-    of all where nothing is spread."""
-    width, ranks = torch.empty((), dtype=dit.DTYPES[dtype]).element_size(), machine.ranks_of_weights
-    mine = math.ceil(parameters / ranks)
+def _memory(plan: Any, model: nn.Module, block: int, machine: Machine, activations: int, checkpointed: int) -> Memory:
+    """fp32 masters, gradients, moments and averages of `model`, spread over ranks; weights of two blocks (each of
+    `block` parameters) whole in the plan's type, or of all where nothing is spread."""
+    width, ranks = torch.empty((), dtype=dit.DTYPES[plan.dtype]).element_size(), machine.ranks_of_weights
+    parameters = _count(model)
+    one_moment = sum(model.get_parameter(name).numel() for name in hidden(model)) if plan.optim.kind == "muon" else 0
+    mine, averages = math.ceil(parameters / ranks), max(1, len(plan.optim.ema_widths))
     whole = parameters if ranks == 1 else min(parameters, 2 * block)  # this block's and the next one's
     own = whole * width
     grads = (parameters if ranks == 1 else min(parameters, block)) * width
-    return Memory(4 * mine + own, 4 * mine + grads, 8 * mine, 4 * mine, activations, checkpointed)
+    moments = 8 * mine - 4 * (one_moment // ranks)
+    return Memory(4 * mine + own, 4 * mine + grads, moments, 4 * mine * averages, activations, checkpointed)
 
 
 def _count(model: nn.Module) -> int:

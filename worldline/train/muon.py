@@ -1,7 +1,7 @@
 """Muon: momentum made orthogonal, for the matrices inside a model's repeated blocks (Jordan et al. 2024).
 
-An update moves all directions of a matrix alike, instead of the few that lead its gradient. It is scaled as in Moonlight
-(Liu et al. 2025, section 2.2) to the size of AdamW's, so that both share one rate and one decay.
+An update moves all directions of a matrix alike, instead of the few that lead its gradient. It is scaled to the size of
+AdamW's (Moonlight, Liu et al. 2025, section 2.2), so that both share one rate and one decay.
 
 `torch.optim.Muon` computes the same on a whole matrix, always in bfloat16. Here matrices lie in shards, every process
 makes a share of them whole, and the products are in the type that the model computes with: in fp32 a run does not
@@ -26,8 +26,8 @@ ITERATIONS = 5
 
 
 def hidden(model: nn.Module) -> list[str]:
-    """Names of the weights of linear layers and convolutions inside repeated blocks. What is outside, embeddings and the
-    first and last layers, is AdamW's, as are tables, gains and biases."""
+    """Names of the weights of linear layers and convolutions inside repeated blocks. What is outside, embeddings and
+    the first and last layers, is AdamW's, as are tables, gains and biases."""
     names = {module: name for name, module in model.named_modules()}
     inside = [module for block in repeated(model) for module in block.modules()]
     mixing = [m for m in inside if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]

@@ -1,8 +1,8 @@
 """AdamW and Muon on fp32 masters of a model's weights, and learning-rate schedules as functions of the step.
 
 The masters may be the model's own weights, copies of them beside a model in bf16, or shards of them: AdamW's update is
-made in fp32 and element by element, so what a process holds is all that it needs. Pure-bf16 weights train without losing
-small updates because these add up in the masters, which are then rounded into the model.
+made in fp32 and element by element, so what a process holds is all that it needs. Pure-bf16 weights train without
+losing small updates because these add up in the masters, which are then rounded into the model.
 """
 
 from __future__ import annotations

@@ -27,14 +27,15 @@ __all__ = ["LoopPlan", "OptimPlan", "ParallelPlan"]
 Plan = TypeVar("Plan")
 
 OPTIMIZERS = ("adamw", "muon")
+WIDEST = 0.288  # all weights of the run count alike: 1 / sqrt(12)
 SCHEDULES = ("cosine", "linear", "constant", "trapezoid")
 
 
 @dataclass(frozen=True)
 class OptimPlan:
-    """The optimizer, its schedule and the weight average. `lr` is the peak; `final` the fraction of it at the last step.
+    """The optimizer, its schedule and averages of the weights. `lr` is the peak; `final` its fraction at the last step.
 
-    Raises UserError for a kind or a schedule that there is not.
+    Raises UserError for values that no run can have.
     """
 
     kind: str = "adamw"  # adamw | muon: for matrices inside blocks, and AdamW for the rest, at the same rate
@@ -49,11 +50,17 @@ class OptimPlan:
     warmup: int = 200  # steps
     final: float = 0.02
     ema: float = 0.9995  # reached gradually: min(ema, (1 + step) / (10 + step))
+    # Instead, power-function averages of these widths, in shares of the run; the first is looked at and shipped, and
+    # `worldline export --ema WIDTH` makes others of all that the checkpoints hold.
+    ema_widths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (("kind", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise UserError(f"optim.{name}: '{getattr(self, name)}' is unknown; one of {', '.join(known)}")
+        for width in self.ema_widths:
+            if not 0 < width <= WIDEST or self.ema_widths.count(width) > 1:
+                raise UserError(f"optim.ema_widths: {width:g} must come once, above 0 and up to {WIDEST}")
 
 
 @dataclass(frozen=True)

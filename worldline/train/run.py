@@ -99,13 +99,13 @@ class Run:
         self.masters = prepare(self.objective, crew, task.dtype)
         self.parameters = dict(task.model.named_parameters())
         self.optimizer = Optimizer(task.model, self.masters, self.optim, task.dtype)
-        self.ema = EMA(self.optimizer, self.optim.ema)
+        self.ema = EMA(self.optimizer, self.optim.ema, self.optim.ema_widths)
         self._owner = {f"model/{name}": name for name in self.parameters}
-        self._owner |= {f"ema/{name}": name for name in self.ema.weights}
+        self._owner |= {f"{kind}/{name}": name for kind, average in self.ema.averages.items() for name in average}
         self._owner |= {f"optim/{name}": name.partition(".")[2] for name in self.optimizer.moments()}
         tensors = {f"model/{name}": master for name, master in self.masters.items()}
         tensors |= {f"optim/{name}": moment for name, moment in self.optimizer.moments().items()}
-        tensors |= {f"ema/{name}": average for name, average in self.ema.weights.items()}
+        tensors |= {f"{kind}/{n}": value for kind, average in self.ema.averages.items() for n, value in average.items()}
         tensors |= {f"model/{name}": buffer for name, buffer in self.buffers().items()}
         self.saver = checkpoint.Saver(self.folder, self.limits.keep, tensors, self._spread, crew, self.say)
 
