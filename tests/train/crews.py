@@ -27,7 +27,9 @@ from worldline.dit.config import DiTConfig
 from worldline.dit.patchify import grid
 from worldline.parallel.mesh import ParallelPlan
 from worldline.text import WordConfig
-from worldline.train.dit import Batch, DiTPlan, Sample, assemble, build, cost_of, flow_terms, pack_of
+from worldline.train.dit import build
+from worldline.train.dit_plan import DiTPlan, cost_of
+from worldline.train.flow import Batch, Sample, assemble, flow_terms, pack_of
 from worldline.train.loop import Pack, Task, train
 from worldline.train.plan import LoopPlan, OptimPlan, numpy_rng, torch_rng
 

@@ -18,7 +18,8 @@ from worldline.errors import UserError
 from worldline.nn.hollow import bare
 from worldline.recipes import base, small, tiny, xl, xxl
 from worldline.train import cost
-from worldline.train.dit import TEXT_TOKENS, DiTPlan, build
+from worldline.train.dit import TEXT_TOKENS, build
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.ema import EMA
 from worldline.train.optim import Optimizer
 from worldline.train.plan import LoopPlan, OptimPlan

@@ -21,7 +21,9 @@ from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.nn.hollow import Ledger, bare
 from worldline.shapes import Grid, VideoShape
-from worldline.train import dit, vae
+from worldline.train import vae
+from worldline.train.dit import TEXT_TOKENS, build
+from worldline.train.dit_plan import DiTPlan, shapes_of, tokens_of
 from worldline.train.loop import matmul_peak
 from worldline.train.muon import hidden
 from worldline.train.plan import clock, plan_dict
@@ -207,7 +209,7 @@ def _time(seconds: float) -> str:
 
 def here(plan: Any) -> Machine:
     """This machine as one rank, at the rate of its matrix products: its times are bounds."""
-    return Machine(1, 1e9 * matmul_peak(torch.device(plan.device), dit.DTYPES[plan.dtype]), 1.0, memory=0.0)
+    return Machine(1, 1e9 * matmul_peak(torch.device(plan.device), vae.DTYPES[plan.dtype]), 1.0, memory=0.0)
 
 
 # ---- plans -----------------------------------------------------------------------------------------
@@ -215,18 +217,18 @@ def here(plan: Any) -> Machine:
 
 def estimate(plans: Sequence[Any], machine: Machine) -> Cost:
     """The cost of stages one after another, each a DiTPlan or a VAEPlan."""
-    return Cost([_dit(p, machine) if isinstance(p, dit.DiTPlan) else _vae(p, machine) for p in plans], machine)
+    return Cost([_dit(p, machine) if isinstance(p, DiTPlan) else _vae(p, machine) for p in plans], machine)
 
 
-def _dit(plan: dit.DiTPlan, machine: Machine) -> Stage:
-    dit.shapes_of(plan)  # refuses what cannot be read
+def _dit(plan: DiTPlan, machine: Machine) -> Stage:
+    shapes_of(plan)  # refuses what cannot be read
     config, text = dit_config(plan)
     with bare():
         model = DiT(config)
     learned = nn.ModuleDict({"dit": model, "text": text})
     parameters = {"transformer": _count(model), "text": _count(text)}
     shape, tokens = sample_of(plan)
-    step_tokens, rows = plan.batch * tokens, LONG_TEXT if plan.data else dit.TEXT_TOKENS
+    step_tokens, rows = plan.batch * tokens, LONG_TEXT if plan.data else TEXT_TOKENS
     micro, passes = _micro(step_tokens, tokens, machine)
     notes = []
     if plan.data:
@@ -251,22 +253,22 @@ def _dit(plan: dit.DiTPlan, machine: Machine) -> Stage:
     )
 
 
-def dit_config(plan: dit.DiTPlan) -> tuple[DiTConfig, nn.Module]:
+def dit_config(plan: DiTPlan) -> tuple[DiTConfig, nn.Module]:
     """The transformer's config with the width of its text states, and what of the text encoder learns along."""
     if plan.encoder == "minilm":  # frozen, and not needed to count
         return replace(plan.config, text_width=384), nn.Identity()
     with bare():
-        model = dit.build(plan)
+        model = build(plan)
     assert isinstance(model.text, nn.Module)
     return plan.config, model.text
 
 
-def sample_of(plan: dit.DiTPlan) -> tuple[VideoShape, int]:
+def sample_of(plan: DiTPlan) -> tuple[VideoShape, int]:
     """A usual sample and its tokens: one of `clips`, or the largest that a dataset may bring, in a square."""
     grid = Grid(patch=plan.config.patch)
     if not plan.data:
         clips = plan.clips
-        return VideoShape(clips.frames, clips.height, clips.width), dit.tokens_of(plan)
+        return VideoShape(clips.frames, clips.height, clips.width), tokens_of(plan)
     side = int(math.sqrt(plan.fit.pixels) / grid.side) * grid.side
     frames = plan.fit.max_frames - (plan.fit.max_frames - 1) % grid.temporal
     wide = plan.fit.pixels // side // grid.side * grid.side
@@ -309,7 +311,7 @@ def _micro(step_tokens: int, sample: int, machine: Machine) -> tuple[int, int]:
 def _memory(plan: Any, model: nn.Module, block: int, machine: Machine, activations: int, checkpointed: int) -> Memory:
     """fp32 masters, gradients, moments and averages of `model`, spread over ranks; weights of two blocks (each of
     `block` parameters) whole in the plan's type, or of all where nothing is spread."""
-    width, ranks = torch.empty((), dtype=dit.DTYPES[plan.dtype]).element_size(), machine.ranks_of_weights
+    width, ranks = torch.empty((), dtype=vae.DTYPES[plan.dtype]).element_size(), machine.ranks_of_weights
     parameters = _count(model)
     one_moment = sum(model.get_parameter(name).numel() for name in hidden(model)) if plan.optim.kind == "muon" else 0
     mine, averages = math.ceil(parameters / ranks), max(1, len(plan.optim.ema_widths))
@@ -348,7 +350,7 @@ def dit_activations(config: DiTConfig, tokens: int, dtype: str) -> tuple[int, in
     kept, peak = (tuple(at(count, which) for count in (1, 2)) for which in (0, 1))
     block, ends = kept[1] - kept[0], 2 * kept[0] - kept[1]
     passing = max(0.0, peak[0] - kept[0])  # of the backward pass itself
-    width = torch.empty((), dtype=dit.DTYPES[dtype]).element_size()
+    width = torch.empty((), dtype=vae.DTYPES[dtype]).element_size()
     inputs = config.depth * tokens * config.width * width
     return round(ends + config.depth * block + passing), round(ends + inputs + block + passing)
 
@@ -356,7 +358,7 @@ def dit_activations(config: DiTConfig, tokens: int, dtype: str) -> tuple[int, in
 @lru_cache(maxsize=64)
 def _traced(config: DiTConfig, tokens: int, dtype: str) -> tuple[int, int]:
     """Bytes kept by the forward pass, and the peak of the backward pass, of one sample."""
-    kind = dit.DTYPES[dtype]
+    kind = vae.DTYPES[dtype]
     with bare():
         model = DiT(config).to(kind)
     with Ledger() as ledger:
