@@ -109,6 +109,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def completed(stored: dict[str, Any], plan: Any) -> dict[str, Any]:
+    """A stored `plan_dict` of a plan of the same kind, with the defaults of fields that have been added since."""
+
+    def fill(held: Any, usual: Any) -> Any:
+        if not isinstance(held, dict) or not isinstance(usual, dict):
+            return held
+        return {**usual, **{name: fill(value, usual.get(name)) for name, value in held.items()}}
+
+    whole: dict[str, Any] = fill(stored, plan_dict(type(plan)()))
+    return whole
+
+
 def plan_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """The fields that differ between two `plan_dict`s, as `name: old -> new`."""
     lines: list[str] = []

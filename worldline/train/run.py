@@ -19,7 +19,7 @@ from worldline.parallel.shard import Objective, prepare, spread_like, whole
 from worldline.train import checkpoint
 from worldline.train.ema import EMA
 from worldline.train.optim import Optimizer, learning_rate
-from worldline.train.plan import LoopPlan, OptimPlan, plan_changes, plan_dict, seed_of
+from worldline.train.plan import LoopPlan, OptimPlan, completed, plan_changes, plan_dict, seed_of
 
 Measure = Callable[[nn.Module], Mapping[str, float]]
 
@@ -144,7 +144,7 @@ class Run:
         self.passed, self.skipped, self.rollbacks = (int(state[k]) for k in ("passed", "skipped", "rollbacks"))
         self.seconds = float(state["seconds"])
         self.say(f"resumed at step {self.step}")
-        for change in plan_changes(state["plan"], plan_dict(self.plan)):
+        for change in plan_changes(completed(state["plan"], self.plan), plan_dict(self.plan)):
             self.say(f"plan changed since the checkpoint: {change}")
         return True
 

@@ -33,7 +33,7 @@ from worldline.train.flow import Sample, TextToVideo, assemble, flow_loss
 from worldline.train.law import Fit, IsoFlop, Point, fit, isoflops
 from worldline.train.loop import Hook
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, clock, plan_changes, plan_dict, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, clock, completed, plan_changes, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan
 from worldline.train.vae import DTYPES
 from worldline.train.vae import load as load_vae
@@ -373,7 +373,7 @@ def _claim(rung: Rung, folder: Path) -> None:
     path = folder / "plan.json"
     mine = plan_dict(replace(rung.plan, loop=LoopPlan()))
     if path.exists():
-        changes = plan_changes(json.loads(path.read_text()), json.loads(json.dumps(mine)))
+        changes = plan_changes(completed(json.loads(path.read_text()), rung.plan), mine)
         if changes:
             raise UserError(f"--out: {folder} holds a run of another plan ({changes[0]}); name another folder")
     else:
