@@ -57,7 +57,7 @@ CREWS = {
     "context2": Member(2, ParallelPlan(packs=4, context=2)),
     "context2-fsdp2": Member(4, ParallelPlan(packs=4, context=2, recompute="selective")),
     "muon": Member(optimizer="muon"),
-    "muon-fsdp2": Member(2, optimizer="muon"),
+    "muon-fsdp3": Member(3, ParallelPlan(packs=6), optimizer="muon"),  # shards of unequal rows
     "muon-hsdp2x2": Member(4, ParallelPlan(packs=4, replicate=2), optimizer="muon"),
 }
 
