@@ -38,7 +38,7 @@ def plan_of(steps: int, clips: int, latents: str) -> DiTPlan:
         nothing_known=(1.0,),
         images=(0.0,),
         batch=8,
-        validate_clips=64,
+        validate_clips=256,
         dtype="float32",
         loop=LoopPlan(steps=steps, log_every=0, validate_every=0, checkpoint_every=0),
     )
