@@ -24,8 +24,12 @@ from worldline.data.shards import Shards
 from worldline.media.write import write_video
 from worldline.recipes.clips import dit as recipe
 from worldline.train.clips import shards_of, source_of
-from worldline.train.dit import DiTPlan, Sample, TextToVideo, assemble, build, cost_of, flow_loss, load_vae, vae_hash
+from worldline.train.dit import build
+from worldline.train.dit_plan import DiTPlan, cost_of
+from worldline.train.flow import Sample, TextToVideo, assemble, flow_loss
 from worldline.train.plan import torch_rng
+from worldline.train.vae import load as load_vae
+from worldline.train.vae import vae_hash
 from worldline.worlds.captions import caption
 from worldline.worlds.render import render
 from worldline.worlds.scene import sample_scene

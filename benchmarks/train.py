@@ -31,7 +31,9 @@ from worldline.dit.model import DiTConfig
 from worldline.dit.patchify import grid
 from worldline.nn.memory import keep_freed_memory
 from worldline.parallel.mesh import Crew, ParallelPlan, join, leave
-from worldline.train.dit import TEXT_TOKENS, DiTPlan, Sample, assemble, build, flow_terms, pack_of
+from worldline.train.dit import TEXT_TOKENS, build
+from worldline.train.dit_plan import DiTPlan
+from worldline.train.flow import Sample, assemble, flow_terms, pack_of
 from worldline.train.loop import matmul_peak
 from worldline.train.plan import LoopPlan, torch_rng
 from worldline.train.run import Pack, Run, Task

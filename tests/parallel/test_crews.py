@@ -20,6 +20,7 @@ from worldline.train import checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
+NEAR = 1e-6  # relative; what is left is the order in which processes add fp32 gradients up
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks crews")
 
 
@@ -29,7 +30,7 @@ def run(code: str, folder: Path) -> dict:
     start += f"torch.set_num_threads(1)\nfolder = Path({str(folder)!r})\n"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", start + code]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -38,46 +39,115 @@ def saved(run: Path, step: int) -> dict[str, torch.Tensor]:
     return checkpoint.load(run / "checkpoints" / f"step-{step:08d}").tensors
 
 
+def apart(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], kind: str) -> float:
+    """Norm of the difference of all tensors of a kind, over their norm."""
+    assert left.keys() == right.keys()
+    names = [name for name in left if name.startswith(kind)]
+    difference, own = (
+        torch.stack([value.double().norm() for value in values]).norm()
+        for values in ([left[n].double() - right[n].double() for n in names], [left[n] for n in names])
+    )
+    return float(difference / own)
+
+
 def test_losses_weights_and_samples_do_not_depend_on_how_the_work_is_cut(tmp_path):
     report = run(f"crews.main(folder, {STEPS}, list(crews.CREWS))", tmp_path)
-    alone, truth = report.pop("alone"), saved(tmp_path / "alone", STEPS)
-    assert len(alone["losses"]) == STEPS
     for name, crew in report.items():
-        assert crew["codes"] == [0] * crews.CREWS[name].size, name
-        assert crew["losses"] == pytest.approx(alone["losses"], rel=1e-5), name
-        assert sorted(set(crew["samples"])) == sorted(set(alone["samples"])), name
-        if crews.CREWS[name].parallel.packs == 4:
-            assert crew["samples"] == alone["samples"], name
-        for key, value in saved(tmp_path / name, STEPS).items():
-            torch.testing.assert_close(value, truth[key], rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+        member = crews.CREWS[name]
+        single = next(n for n, m in crews.CREWS.items() if m.optimizer == member.optimizer)
+        assert crew["codes"] == [0] * member.size, name
+        assert len(crew["losses"]) == STEPS
+        assert crew["losses"] == pytest.approx(report[single]["losses"], rel=NEAR), name
+        assert sorted(set(crew["samples"])) == sorted(set(report[single]["samples"])), name
+        if member.parallel.packs == 4:
+            assert crew["samples"] == report[single]["samples"], name
+        for kind in ("model", "ema", "optim"):
+            assert apart(saved(tmp_path / single, STEPS), saved(tmp_path / name, STEPS), kind) < NEAR, (name, kind)
 
 
 RESHARD = """
+from worldline.parallel.mesh import join
+from worldline.parallel.shard import whole
+from worldline.train import checkpoint
+from worldline.train.run import Run
+
 plan = crews.plan_of(crews.Member(), 8, every=1)
 codes = crews.finish(crews.start(1, plan, folder / "alone"))
-seen = []
+
+def reread(plan, out, resume, on_pack):
+    run = Run(crews.task_of(plan), plan, out, join(plan.parallel))
+    assert run.restore()
+    held = {name: whole(run._spread(name, tensor)) for name, tensor in run.saver.tensors.items()}
+    written = checkpoint.load(run.folder / f"step-{run.step:08d}").tensors
+    assert held.keys() == written.keys()
+    assert all(torch.equal(held[name], value) for name, value in written.items())
+
 for until, size in zip((2, 4, 6, 8), (1, 2, 4, 1)):
-    part = crews.plan_of(crews.Member(), 8, every=1)
     def stop(step, number, until=until):
         if step == until - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-    codes += crews.finish(crews.start(size, part, folder / "resharded", resume=True, on_pack=stop))
+    if until > 2:
+        codes += crews.finish(crews.start(size, plan, folder / "resharded", work=reread))
+    codes += crews.finish(crews.start(size, plan, folder / "resharded", resume=True, on_pack=stop))
 print(json.dumps({"codes": codes, "alone": crews.samples(folder / "alone"),
-    "resharded": crews.samples(folder / "resharded")}))
+    "resharded": crews.samples(folder / "resharded"),
+    "losses": [crews.losses(folder / name) for name in ("alone", "resharded")]}))
 """
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes_and_sees_the_same_samples_in_order(tmp_path):
     report = run(RESHARD, tmp_path)
-    assert report["codes"] == [0] * len(report["codes"])
+    assert report["codes"] == [0] * len(report["codes"])  # what a checkpoint holds is read by all crews to the bit
     assert report["resharded"] == report["alone"]
     assert len(report["alone"]) == 8 * 8
-    truth = saved(tmp_path / "alone", 8)
-    for key, value in saved(tmp_path / "resharded", 8).items():
-        torch.testing.assert_close(value, truth[key], rtol=1e-4, atol=1e-5, msg=key)
-    # What a checkpoint holds is read back in full by crews of any size.
+    truth, reached = (saved(tmp_path / name, 8) for name in ("alone", "resharded"))
+    for kind in ("model", "ema", "optim"):
+        assert apart(truth, reached, kind) < NEAR, kind
+    assert report["losses"][1] == pytest.approx(report["losses"][0], rel=NEAR)
     log = [json.loads(line) for line in (tmp_path / "resharded" / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log] == list(range(1, 9))
+
+
+FAULTS = """
+import errno
+from worldline.train import checkpoint
+
+plan = crews.plan_of(crews.Member(2), 8, every=2)
+writer = checkpoint.HuggingFaceStorageWriter
+
+def full(plan, out, resume, on_pack):
+    if os.environ["RANK"] == "1":
+        def refuse(self, *args, write=writer.write_data):
+            if "00000004" in str(self.path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(self, *args)
+        writer.write_data = refuse
+    crews.member(plan, out, resume, on_pack)
+
+def shards():
+    return sorted(path.name for path in (folder / "hurt" / "checkpoints").iterdir())
+
+codes = crews.finish(crews.start(2, plan, folder / "whole"))
+codes += crews.finish(crews.start(2, plan, folder / "hurt", work=full))
+before = shards()
+newest = next((folder / "hurt" / "checkpoints" / "step-00000008").glob("shard-00002-*"))
+data = bytearray(newest.read_bytes())
+data[-1] ^= 1
+newest.write_bytes(data)
+codes += crews.finish(crews.start(2, plan, folder / "hurt", resume=True))
+print(json.dumps({"codes": codes, "before": before, "after": shards()}))
+"""
+
+
+def test_two_processes_survive_a_full_disk_and_a_damaged_checkpoint_of_one(tmp_path):
+    report = run(FAULTS, tmp_path)
+    assert report["codes"] == [0] * 6
+    assert report["before"] == ["step-00000002", "step-00000006", "step-00000008"]  # step 4 left nothing
+    damaged = [name for name in report["after"] if name.startswith("damaged-00000008")]
+    assert len(damaged) == 1
+    assert {"step-00000006", "step-00000008"} < set(report["after"])
+    whole, hurt = (saved(tmp_path / name, 8) for name in ("whole", "hurt"))
+    assert all(torch.equal(value, hurt[name]) for name, value in whole.items())
 
 
 OTHERS = """

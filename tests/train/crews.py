@@ -27,7 +27,9 @@ from worldline.dit.config import DiTConfig
 from worldline.dit.patchify import grid
 from worldline.parallel.mesh import ParallelPlan
 from worldline.text import WordConfig
-from worldline.train.dit import Batch, DiTPlan, Sample, assemble, build, cost_of, flow_terms, pack_of
+from worldline.train.dit import build
+from worldline.train.dit_plan import DiTPlan, cost_of
+from worldline.train.flow import Batch, Sample, assemble, flow_terms, pack_of
 from worldline.train.loop import Pack, Task, train
 from worldline.train.plan import LoopPlan, OptimPlan, numpy_rng, torch_rng
 
@@ -41,7 +43,7 @@ class Member:
 
     size: int = 1
     parallel: ParallelPlan = field(default_factory=lambda: ParallelPlan(packs=4))
-    dtype: str = "float32"
+    optimizer: str = "adamw"
 
 
 CREWS = {
@@ -54,6 +56,9 @@ CREWS = {
     "hsdp2x2": Member(4, ParallelPlan(packs=4, replicate=2)),
     "context2": Member(2, ParallelPlan(packs=4, context=2)),
     "context2-fsdp2": Member(4, ParallelPlan(packs=4, context=2, recompute="selective")),
+    "muon": Member(optimizer="muon"),
+    "muon-fsdp3": Member(3, ParallelPlan(packs=6), optimizer="muon"),  # shards of unequal rows
+    "muon-hsdp2x2": Member(4, ParallelPlan(packs=4, replicate=2), optimizer="muon"),
 }
 
 
@@ -63,8 +68,8 @@ def plan_of(member: Member, steps: int, every: int = 0) -> DiTPlan:
         config=config,
         text=WordConfig(words=(), layers=1, heads=2, buckets=32, word_dropout=0.0),
         layout=0.5,
-        dtype=member.dtype,
-        optim=OptimPlan(lr=1e-3, warmup=10),
+        dtype="float32",
+        optim=OptimPlan(member.optimizer, lr=1e-3, warmup=10),
         loop=LoopPlan(steps=steps, log_every=1, checkpoint_every=every, keep=3, validate_every=0),
         parallel=member.parallel,
     )

@@ -30,10 +30,13 @@ from worldline.media.write import write_video
 from worldline.records import Clip, Example, Media
 from worldline.text import MiniLM, WordConfig, pretrained
 from worldline.train import clips, dit
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.doctor import examine, leaks
 from worldline.train.doctor_report import report
+from worldline.train.flow import Batch, Sample, assemble, flow_loss
 from worldline.train.plan import LoopPlan, OptimPlan
-from worldline.train.vae import export
+from worldline.train.vae import export, vae_hash
+from worldline.train.vae import load as load_vae
 from worldline.vae.model import MICRO, VideoVAE
 from worldline.worlds.render import render
 from worldline.worlds.scene import sample_scene
@@ -58,11 +61,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> dit.DiTPlan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> DiTPlan:
     folder = tmp_path_factory.mktemp("vae")
     torch.manual_seed(0)
     export(MICRO, VideoVAE(MICRO).state_dict(), folder / "vae")
-    return dit.DiTPlan(
+    return DiTPlan(
         vae=str(folder),
         fit=FitPlan(pixels=64 * 32, max_frames=9, fps=8.0, min_side=16),
         config=SMALL,
@@ -79,13 +82,13 @@ def opened(dataset: Path) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def written(dataset: Path, plan: dit.DiTPlan, tmp_path_factory: pytest.TempPathFactory) -> str:
+def written(dataset: Path, plan: DiTPlan, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("shards") / "out")
     clips.shards_of(opened(dataset), plan, out, 3)
     return out
 
 
-def test_long_clips_are_cut_and_nothing_is_lost(dataset: Path, plan: dit.DiTPlan) -> None:
+def test_long_clips_are_cut_and_nothing_is_lost(dataset: Path, plan: DiTPlan) -> None:
     cut = stretched(opened(dataset), plan.fit)
     parts = [e.clip for e in cut if e.clip.source.endswith("clip2.mp4")]
     assert [(c.first_frame, c.end_frame) for c in parts] == [(0, 10), (10, 20)]
@@ -127,7 +130,7 @@ def test_shards_say_what_became_of_every_clip(dataset: Path, written: str) -> No
 
 
 def test_work_that_stopped_goes_on(
-    dataset: Path, plan: dit.DiTPlan, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, plan: DiTPlan, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, made = shards_module._tar, []
 
@@ -149,13 +152,13 @@ def test_work_that_stopped_goes_on(
         clips.shards_of(opened(dataset), plan, str(tmp_path), 4)
 
 
-def test_the_same_clips_twice_are_one(dataset: Path, plan: dit.DiTPlan, written: str, tmp_path: Path) -> None:
+def test_the_same_clips_twice_are_one(dataset: Path, plan: DiTPlan, written: str, tmp_path: Path) -> None:
     twice = [*opened(dataset), *reversed(opened(dataset))]
     clips.shards_of(twice, plan, str(tmp_path), 3)
     assert (tmp_path / "index.parquet").read_bytes() == (Path(written) / "index.parquet").read_bytes()
 
 
-def test_shards_lie_behind_addresses_as_well(dataset: Path, plan: dit.DiTPlan, written: str) -> None:
+def test_shards_lie_behind_addresses_as_well(dataset: Path, plan: DiTPlan, written: str) -> None:
     pytest.importorskip("fsspec")
     clips.shards_of(opened(dataset), plan, "memory://data/out", 3)
     far, near = Shards("memory://data/out"), Shards(written)
@@ -163,9 +166,9 @@ def test_shards_lie_behind_addresses_as_well(dataset: Path, plan: dit.DiTPlan, w
     assert np.array_equal(far.latents(4), near.latents(4))
 
 
-def test_raw_clips_and_shards_give_the_same_batches(dataset: Path, plan: dit.DiTPlan, written: str) -> None:
-    vae = dit.load_vae(plan.vae)
-    mark = dit.vae_hash(vae)
+def test_raw_clips_and_shards_give_the_same_batches(dataset: Path, plan: DiTPlan, written: str) -> None:
+    vae = load_vae(plan.vae)
+    mark = vae_hash(vae)
     near = Loader(clips.source_of(replace(plan, data=written), vae, mark), 60, 0)
     raw = Loader(clips.source_of(replace(plan, data=str(dataset)), vae, mark), 60, 0)
     ahead = near.ahead(0)
@@ -182,7 +185,7 @@ def test_raw_clips_and_shards_give_the_same_batches(dataset: Path, plan: dit.DiT
 
 @pytest.mark.parametrize("kind", ["shards", "raw"])
 def test_a_run_learns_from_clips_and_resumes(
-    dataset: Path, plan: dit.DiTPlan, written: str, tmp_path: Path, kind: str
+    dataset: Path, plan: DiTPlan, written: str, tmp_path: Path, kind: str
 ) -> None:
     plan = replace(plan, data=written if kind == "shards" else str(dataset))
     whole = dit.train(plan, tmp_path / "whole")
@@ -196,7 +199,7 @@ def test_a_run_learns_from_clips_and_resumes(
     assert all(np.isfinite(record["loss"]) for record in records if "loss" in record)
 
 
-def test_packed_gradients_are_those_of_each_sample_alone(dataset: Path, plan: dit.DiTPlan, written: str) -> None:
+def test_packed_gradients_are_those_of_each_sample_alone(dataset: Path, plan: DiTPlan, written: str) -> None:
     """The loss is a mean over cells, so packed = the mean of the single ones weighted by their cells."""
     torch.manual_seed(0)
     model = dit.build(plan).double()
@@ -205,16 +208,16 @@ def test_packed_gradients_are_those_of_each_sample_alone(dataset: Path, plan: di
     model.eval()
     drawn = Loader(Shards(written), 120, 0).batch(0)
     latents = sorted((torch.from_numpy(d.latents.astype(np.float64)) for d in drawn), key=lambda x: x.shape)
-    samples = [dit.Sample(x, torch.zeros(1, *x.shape[1:], dtype=x.dtype), range(x.shape[1])) for x in latents]
+    samples = [Sample(x, torch.zeros(1, *x.shape[1:], dtype=x.dtype), range(x.shape[1])) for x in latents]
     assert len({s.clean.shape for s in samples}) > 1
     prompts = [f"a red ball {'rolls ' * i}" for i in range(len(samples))]
     times = torch.linspace(0.2, 0.8, len(samples), dtype=torch.float64)
-    packed = dit.assemble(plan, samples, times, prompts, torch.Generator().manual_seed(1))
+    packed = assemble(plan, samples, times, prompts, torch.Generator().manual_seed(1))
     packed = dataclasses.replace(packed, **{n: getattr(packed, n).double() for n in ("noisy", "target", "timestep")})
 
-    def gradients(batch: dit.Batch) -> dict[str, torch.Tensor]:
+    def gradients(batch: Batch) -> dict[str, torch.Tensor]:
         model.zero_grad()
-        loss, _ = dit.flow_loss(model, batch, torch.device("cpu"))
+        loss, _ = flow_loss(model, batch, torch.device("cpu"))
         loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -233,7 +236,7 @@ def test_packed_gradients_are_those_of_each_sample_alone(dataset: Path, plan: di
         torch.testing.assert_close(value, total[name], atol=1e-5, rtol=1e-5)
 
 
-def test_the_doctor_says_where_clips_land(dataset: Path, plan: dit.DiTPlan, tmp_path: Path) -> None:
+def test_the_doctor_says_where_clips_land(dataset: Path, plan: DiTPlan, tmp_path: Path) -> None:
     broken: list[tuple[str, str]] = []
     examples = open_dataset(dataset, lambda source, reason: broken.append((source, reason)))
     found = examine(examples, plan, broken, ranks=2)

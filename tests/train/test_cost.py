@@ -18,7 +18,8 @@ from worldline.errors import UserError
 from worldline.nn.hollow import bare
 from worldline.recipes import base, small, tiny, xl, xxl
 from worldline.train import cost
-from worldline.train.dit import TEXT_TOKENS, DiTPlan, build
+from worldline.train.dit import TEXT_TOKENS, build
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.ema import EMA
 from worldline.train.optim import Optimizer
 from worldline.train.plan import LoopPlan, OptimPlan
@@ -76,18 +77,20 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert stage.flops / 5 == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
-def test_memory_beside_activations_is_what_the_optimizer_holds() -> None:
-    plan = DiTPlan(config=SMALL, dtype="bfloat16")
+@pytest.mark.parametrize("optim", [OptimPlan(), OptimPlan("muon", ema_widths=(0.05, 0.1))])
+def test_memory_beside_activations_is_what_the_optimizer_holds(optim: OptimPlan) -> None:
+    plan = DiTPlan(config=SMALL, dtype="bfloat16", optim=optim)
     model = build(plan)
     masters = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    optimizer = Optimizer(model, masters, OptimPlan())
-    ema = EMA(optimizer, 0.99)
+    optimizer = Optimizer(model, masters, optim)
+    ema = EMA(optimizer, optim.ema, optim.ema_widths)
     memory = cost.estimate([plan], ONE).stages[0].memory
     lesson = sum(p.numel() for p in model.layout.parameters())  # a head that is only trained with a lesson
     fp32 = 4 * (sum(p.numel() for p in model.parameters()) - lesson)
-    moments = sum(4 * value.numel() for value in optimizer.moments().values())
-    assert memory.optimizer == moments - 8 * lesson == 2 * fp32
-    assert memory.ema == sum(4 * value.numel() for value in ema.weights.values()) - 4 * lesson == fp32
+    assert memory.optimizer == sum(4 * value.numel() for value in optimizer.moments().values()) - 8 * lesson
+    assert (memory.optimizer == 2 * fp32) == (optim.kind == "adamw")
+    averages = [sum(4 * value.numel() for value in average.values()) - 4 * lesson for average in ema.averages.values()]
+    assert memory.ema == sum(averages) == fp32 * len(averages)
     assert memory.weights == memory.gradients == fp32 + fp32 // 2
 
 

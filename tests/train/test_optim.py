@@ -5,7 +5,6 @@ from torch import nn
 
 from worldline.parallel.mesh import ParallelPlan, join
 from worldline.parallel.shard import Objective, prepare
-from worldline.train.ema import EMA
 from worldline.train.optim import Optimizer
 from worldline.train.plan import OptimPlan
 
@@ -62,20 +61,6 @@ def test_a_parameter_without_gradient_counts_as_zero():
         optimizer.gather()
         optimizer.step(0.1, optimizer.norm())
     assert torch.equal(before, model["idle"].weight)
-
-
-def test_average_follows_its_warm_up():
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(model.weight)
-    optimizer = optimizer_of(model, OptimPlan())
-    ema = EMA(optimizer, 0.9)
-    expected = 0.0
-    for update in range(1, 200):
-        nn.init.constant_(optimizer.masters["weight"], float(update))
-        ema.update(update)
-        decay = min(0.9, (1 + update) / (10 + update))
-        expected = decay * expected + (1 - decay) * update
-    torch.testing.assert_close(float(ema.weights["weight"]), expected, rtol=1e-5, atol=0)
 
 
 def test_gradients_of_several_passes_add_up_in_fp32():

@@ -7,7 +7,7 @@ import torch
 
 from worldline.errors import UserError
 from worldline.recipes import tiny
-from worldline.train.plan import OptimPlan, plan_changes, plan_dict, plan_overrides, seed_of, torch_rng
+from worldline.train.plan import OptimPlan, completed, plan_changes, plan_dict, plan_overrides, seed_of, torch_rng
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def test_changes_name_the_fields():
     old, new = plan_dict(tiny.vae()), plan_dict(plan_overrides(tiny.vae(), ["optim.lr=0.5"]))
     assert plan_changes(old, new) == [f"optim.lr: {tiny.vae().optim.lr} -> 0.5"]
     assert plan_changes(old, old) == []
+    stored = {**old, "optim": {name: value for name, value in old["optim"].items() if name != "kind"}}
+    assert plan_changes(completed(stored, tiny.vae()), old) == []  # a field that came later
 
 
 def test_every_recipe_field_can_be_set():

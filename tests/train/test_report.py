@@ -14,7 +14,7 @@ from worldline.errors import UserError
 from worldline.media.write import write_image
 from worldline.train.log import RunLog
 from worldline.train.loop import train
-from worldline.train.report import chart, curves, read_log, write_report
+from worldline.train.report import chart, curves, read_log, told_apart, write_report
 
 
 def plan():
@@ -58,8 +58,13 @@ def test_curves_of_a_kind_are_drawn_together_and_fit_into_their_chart() -> None:
 
 
 def test_one_value_alone_is_a_chart() -> None:
-    assert "<circle" in chart("psnr", {"psnr": [(5, 30.0)]})
-    assert "<circle" in chart("nothing", {"nothing": [(5, 0.0)]})
+    for value in (30.0, 0.0, -2.0):
+        assert "<circle cx=187.0 cy=79.0 r=2.5" in chart("alone", {"alone": [(5, value)]})  # in the middle
+
+
+def test_the_ends_of_an_axis_are_told_apart() -> None:
+    assert told_apart(0.25, 30.0) == ("0.25", "30")
+    assert told_apart(30.581, 30.594) == ("30.58", "30.59")
 
 
 def test_a_tracker_hears_what_the_log_does(tmp_path, monkeypatch) -> None:

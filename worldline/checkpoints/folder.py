@@ -248,11 +248,13 @@ def export(
     dtype: str = "float16",
     overwrite: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """A model folder from a run of `train dit` (or from another model folder), ready to ship.
 
     `vae`: a run of `train vae` whose weights replace those that the DiT was trained with; only its decoder may differ,
-    since the DiT knows one latent space. `defaults` add to the run's own. Raises UserError for runs without a model.
+    since the DiT knows one latent space. `defaults` add to the run's own. `weights`, by names such as "dit.head.weight"
+    and "text.word.weight", replace the run's averages. Raises UserError for runs without a model.
     """
     parts = load_parts(_inside("--dit", Path(dit), "model", INDEX))
     if vae is not None:
@@ -262,6 +264,10 @@ def export(
         if not same_encoder(parts.vae, other):
             raise UserError("--vae: its encoder differs from that of the DiT's training; give that run's VAE")
         parts = replace(parts, vae=other)
+    for start, part in (("dit.", parts.dit), ("text.", parts.text)):
+        own = {name.removeprefix(start): value for name, value in (weights or {}).items() if name.startswith(start)}
+        if own and isinstance(part, nn.Module):
+            part.load_state_dict(own, strict=False)  # buffers stay
     parts = replace(parts, defaults={**parts.defaults, **(defaults or {})})
     return save_pretrained(parts, out, dtype, overwrite)
 

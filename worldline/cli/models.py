@@ -116,6 +116,14 @@ def add_export(verbs: Verbs) -> None:
     add = parser.add_argument
     add("--dit", required=True, help="run folder of `train dit`, which names its VAE")
     add("--vae", default=None, help="run folder of `train vae` with a better decoder for the same latents")
+    add(
+        "--ema",
+        type=number("--ema", example="0.1"),
+        default=None,
+        metavar="WIDTH",
+        help="average of another width, "
+        "made of those in the run's checkpoints; the run needs --set optim.ema_widths=0.05,0.1 and a loop.keep of many",
+    )
     add("--out", required=True, help="model folder to write")
     add("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="type of the stored weights")
     add("--overwrite", action="store_true", help="replace a model folder that exists")
@@ -126,9 +134,15 @@ def run_export(args: argparse.Namespace) -> None:
     from worldline.checkpoints import layout
     from worldline.checkpoints.folder import export
 
-    folder = export(args.dit, args.out, args.vae, args.dtype, args.overwrite)
+    weights, said = None, ""
+    if args.ema is not None:
+        from worldline.train.ema import reconstruct
+
+        weights, error = reconstruct(Path(args.dit) / "checkpoints", args.ema)
+        said = f"; average of width {args.ema:g}, its profile off by {error:.2%}"
+    folder = export(args.dit, args.out, args.vae, args.dtype, args.overwrite, weights=weights)
     data = layout.info(folder)
-    emit(args, data, f"{folder}: {data['parameters'] / 1e6:.2f} M parameters, {data['bytes'] / 1e6:.1f} MB")
+    emit(args, data, f"{folder}: {data['parameters'] / 1e6:.2f} M parameters, {data['bytes'] / 1e6:.1f} MB{said}")
 
 
 def add_convert(verbs: Verbs) -> None:

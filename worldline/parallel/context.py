@@ -27,14 +27,15 @@ class _Exchange(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sent: list[int], got: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.sent, ctx.got, ctx.group = sent, got, group
-        return _exchanged(x, sent, got, group)
+        return exchanged(x, sent, got, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchanged(grads[0], ctx.got, ctx.sent, ctx.group), None, None, None
+        return exchanged(grads[0], ctx.got, ctx.sent, ctx.group), None, None, None
 
 
-def _exchanged(x: Tensor, sent: list[int], got: list[int], group: dist.ProcessGroup) -> Tensor:
+def exchanged(x: Tensor, sent: list[int], got: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Of the rows of x, `sent[i]` go to process i; from each come `got[i]`, in the order of processes."""
     out = x.new_empty(sum(got), *x.shape[1:])
     dist.all_to_all_single(out, x.contiguous(), got, sent, group=group)
     return out
@@ -47,12 +48,12 @@ class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.counts, ctx.group = counts, group
-        return _exchanged(x.repeat(len(counts), *[1] * (x.dim() - 1)), [len(x)] * len(counts), counts, group)
+        return exchanged(x.repeat(len(counts), *[1] * (x.dim() - 1)), [len(x)] * len(counts), counts, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         own = ctx.counts[dist.get_rank(ctx.group)]
-        parts = _exchanged(grads[0], ctx.counts, [own] * len(ctx.counts), ctx.group)
+        parts = exchanged(grads[0], ctx.counts, [own] * len(ctx.counts), ctx.group)
         return parts.view(len(ctx.counts), own, *grads[0].shape[1:]).sum(0), None, None
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from worldline.data.fit import FitPlan
 from worldline.dit.model import BASE
 from worldline.recipes import tiny
-from worldline.train.dit import DiTPlan
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.plan import LoopPlan, OptimPlan
 from worldline.train.precompute import ClipsPlan
 from worldline.train.vae import VAEPlan

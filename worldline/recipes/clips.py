@@ -12,7 +12,7 @@ from dataclasses import replace
 from worldline.checkpoints import layout
 from worldline.data.fit import FitPlan
 from worldline.recipes import driven
-from worldline.train.dit import DiTPlan
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.plan import LoopPlan, OptimPlan
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from worldline.recipes import tiny
-from worldline.train.dit import PUSHES, DiTPlan
+from worldline.train.dit_plan import PUSHES, DiTPlan
 from worldline.train.plan import LoopPlan, OptimPlan
 from worldline.train.vae import VAEPlan
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from worldline.dit.model import SMALL
 from worldline.recipes import tiny
-from worldline.train.dit import DiTPlan
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.plan import LoopPlan, OptimPlan
 from worldline.train.vae import VAEPlan
 

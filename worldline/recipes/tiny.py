@@ -10,7 +10,7 @@ worldline train captioner --recipe tiny
 from __future__ import annotations
 
 from worldline.train.captioner import CaptionerPlan
-from worldline.train.dit import DiTPlan
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.plan import LoopPlan, OptimPlan
 from worldline.train.precompute import ClipsPlan
 from worldline.train.vae import VAEPlan

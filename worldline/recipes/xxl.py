@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from worldline.dit.model import XXL
 from worldline.recipes import xl
-from worldline.train.dit import DiTPlan
+from worldline.train.dit_plan import DiTPlan
 from worldline.train.vae import VAEPlan
 
 

@@ -225,14 +225,17 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for entry in folder.iterdir() if (match := STEP.fullmatch(entry.name)))
 
 
-def load(path: Path) -> Checkpoint:
-    """A checkpoint, whole. Raises Damaged with the reason when a file is missing, short or altered."""
+def load(path: Path, start: str = "") -> Checkpoint:
+    """A checkpoint: all tensors whose names begin with `start`. Raises Damaged with the reason when a file is missing,
+    short or altered."""
     state = checked(path)
     _alone()
     reader = HuggingFaceStorageReader(str(path))
     found = reader.read_metadata().state_dict_metadata
     tensors: dict[str, Tensor] = {}
     for name, held in found.items():
+        if not name.startswith(start):
+            continue
         assert isinstance(held, TensorStorageMetadata)
         tensors[name] = torch.empty(held.size, dtype=held.properties.dtype)
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)

@@ -22,24 +22,14 @@ from worldline.errors import UserError
 from worldline.records import Example
 from worldline.shapes import Grid
 from worldline.text import CachedText, MiniLM
-from worldline.train.dit import (
-    TIMES,
-    DiTPlan,
-    Feed,
-    Sample,
-    assemble,
-    cost_of,
-    flow_loss,
-    kept_whitening,
-    pack_of,
-    phase_of,
-    vae_hash,
-)  # fmt: skip
+from worldline.train.dit_plan import DiTPlan, cost_of, phase_of
+from worldline.train.feed import TIMES, Feed, kept_whitening
+from worldline.train.flow import Sample, assemble, flow_loss, pack_of
 from worldline.train.loop import Pack
 from worldline.train.plan import numpy_rng, torch_rng
 from worldline.train.precompute import to_pixels
 from worldline.train.shards import ShardsPlan, make_shards
-from worldline.train.vae import DTYPES
+from worldline.train.vae import DTYPES, vae_hash
 from worldline.train.vae import load as load_vae
 from worldline.vae.latents import Whitening
 from worldline.vae.model import VideoVAE

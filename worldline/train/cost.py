@@ -21,8 +21,11 @@ from worldline.dit.told import Told
 from worldline.errors import UserError
 from worldline.nn.hollow import Ledger, bare
 from worldline.shapes import Grid, VideoShape
-from worldline.train import dit, vae
+from worldline.train import vae
+from worldline.train.dit import TEXT_TOKENS, build
+from worldline.train.dit_plan import DiTPlan, shapes_of, tokens_of
 from worldline.train.loop import matmul_peak
+from worldline.train.muon import hidden
 from worldline.train.plan import clock, plan_dict
 from worldline.vae.losses import reconstruct
 from worldline.vae.model import VideoVAE
@@ -81,8 +84,8 @@ class Memory:
     Attributes:
         weights: in fp32, which the optimizer moves, and in the type that is computed with.
         gradients: in fp32, as they are reduced, and in the type of one block's.
-        optimizer: both moments.
-        ema: the averaged weights.
+        optimizer: both moments of AdamW, and the one of Muon.
+        ema: the averaged weights, as often as there are widths.
         activations: kept for the backward pass, and what one block's takes.
         checkpointed: the same where every block keeps its input alone and is run again.
     """
@@ -206,7 +209,7 @@ def _time(seconds: float) -> str:
 
 def here(plan: Any) -> Machine:
     """This machine as one rank, at the rate of its matrix products: its times are bounds."""
-    return Machine(1, 1e9 * matmul_peak(torch.device(plan.device), dit.DTYPES[plan.dtype]), 1.0, memory=0.0)
+    return Machine(1, 1e9 * matmul_peak(torch.device(plan.device), vae.DTYPES[plan.dtype]), 1.0, memory=0.0)
 
 
 # ---- plans -----------------------------------------------------------------------------------------
@@ -214,17 +217,18 @@ def here(plan: Any) -> Machine:
 
 def estimate(plans: Sequence[Any], machine: Machine) -> Cost:
     """The cost of stages one after another, each a DiTPlan or a VAEPlan."""
-    return Cost([_dit(p, machine) if isinstance(p, dit.DiTPlan) else _vae(p, machine) for p in plans], machine)
+    return Cost([_dit(p, machine) if isinstance(p, DiTPlan) else _vae(p, machine) for p in plans], machine)
 
 
-def _dit(plan: dit.DiTPlan, machine: Machine) -> Stage:
-    dit.shapes_of(plan)  # refuses what cannot be read
+def _dit(plan: DiTPlan, machine: Machine) -> Stage:
+    shapes_of(plan)  # refuses what cannot be read
     config, text = dit_config(plan)
     with bare():
         model = DiT(config)
-    parameters = {"transformer": _count(model), "text": text}
+    learned = nn.ModuleDict({"dit": model, "text": text})
+    parameters = {"transformer": _count(model), "text": _count(text)}
     shape, tokens = sample_of(plan)
-    step_tokens, rows = plan.batch * tokens, LONG_TEXT if plan.data else dit.TEXT_TOKENS
+    step_tokens, rows = plan.batch * tokens, LONG_TEXT if plan.data else TEXT_TOKENS
     micro, passes = _micro(step_tokens, tokens, machine)
     notes = []
     if plan.data:
@@ -244,27 +248,27 @@ def _dit(plan: dit.DiTPlan, machine: Machine) -> Stage:
         flops=3.0 * plan.batch * model.flops(tokens, rows) * plan.loop.steps,
         micro=micro,
         passes=passes,
-        memory=_memory(sum(parameters.values()), _largest_block(model), plan.dtype, machine, *active),
+        memory=_memory(plan, learned, _largest_block(model), machine, *active),
         notes=tuple(notes),
     )
 
 
-def dit_config(plan: dit.DiTPlan) -> tuple[DiTConfig, int]:
-    """The transformer's config with the width of its text states, and how many parameters of text learn along."""
+def dit_config(plan: DiTPlan) -> tuple[DiTConfig, nn.Module]:
+    """The transformer's config with the width of its text states, and what of the text encoder learns along."""
     if plan.encoder == "minilm":  # frozen, and not needed to count
-        return replace(plan.config, text_width=384), 0
+        return replace(plan.config, text_width=384), nn.Identity()
     with bare():
-        model = dit.build(plan)
+        model = build(plan)
     assert isinstance(model.text, nn.Module)
-    return plan.config, _count(model.text)
+    return plan.config, model.text
 
 
-def sample_of(plan: dit.DiTPlan) -> tuple[VideoShape, int]:
+def sample_of(plan: DiTPlan) -> tuple[VideoShape, int]:
     """A usual sample and its tokens: one of `clips`, or the largest that a dataset may bring, in a square."""
     grid = Grid(patch=plan.config.patch)
     if not plan.data:
         clips = plan.clips
-        return VideoShape(clips.frames, clips.height, clips.width), dit.tokens_of(plan)
+        return VideoShape(clips.frames, clips.height, clips.width), tokens_of(plan)
     side = int(math.sqrt(plan.fit.pixels) / grid.side) * grid.side
     frames = plan.fit.max_frames - (plan.fit.max_frames - 1) % grid.temporal
     wide = plan.fit.pixels // side // grid.side * grid.side
@@ -291,7 +295,7 @@ def _vae(plan: vae.VAEPlan, machine: Machine) -> Stage:
         flops=3.0 * plan.batch * vae_flops(plan) * plan.loop.steps,
         micro=clips * cells,
         passes=1,
-        memory=_memory(_count(model), _count(model), plan.dtype, machine, kept, active),
+        memory=_memory(plan, model, _count(model), machine, kept, active),
         notes=("tokens are cells of the latents",),
     )
 
@@ -304,15 +308,18 @@ def _micro(step_tokens: int, sample: int, machine: Machine) -> tuple[int, int]:
     return math.ceil(together * share), math.ceil(wanted / together)
 
 
-def _memory(parameters: int, block: int, dtype: str, machine: Machine, activations: int, checkpointed: int) -> Memory:
-    """fp32 masters, gradients, two moments and average, spread over ranks; weights of two blocks whole in `dtype`, or
-    of all where nothing is spread."""
-    width, ranks = torch.empty((), dtype=dit.DTYPES[dtype]).element_size(), machine.ranks_of_weights
-    mine = math.ceil(parameters / ranks)
+def _memory(plan: Any, model: nn.Module, block: int, machine: Machine, activations: int, checkpointed: int) -> Memory:
+    """fp32 masters, gradients, moments and averages of `model`, spread over ranks; weights of two blocks (each of
+    `block` parameters) whole in the plan's type, or of all where nothing is spread."""
+    width, ranks = torch.empty((), dtype=vae.DTYPES[plan.dtype]).element_size(), machine.ranks_of_weights
+    parameters = _count(model)
+    one_moment = sum(model.get_parameter(name).numel() for name in hidden(model)) if plan.optim.kind == "muon" else 0
+    mine, averages = math.ceil(parameters / ranks), max(1, len(plan.optim.ema_widths))
     whole = parameters if ranks == 1 else min(parameters, 2 * block)  # this block's and the next one's
     own = whole * width
     grads = (parameters if ranks == 1 else min(parameters, block)) * width
-    return Memory(4 * mine + own, 4 * mine + grads, 8 * mine, 4 * mine, activations, checkpointed)
+    moments = 8 * mine - 4 * (one_moment // ranks)
+    return Memory(4 * mine + own, 4 * mine + grads, moments, 4 * mine * averages, activations, checkpointed)
 
 
 def _count(model: nn.Module) -> int:
@@ -343,7 +350,7 @@ def dit_activations(config: DiTConfig, tokens: int, dtype: str) -> tuple[int, in
     kept, peak = (tuple(at(count, which) for count in (1, 2)) for which in (0, 1))
     block, ends = kept[1] - kept[0], 2 * kept[0] - kept[1]
     passing = max(0.0, peak[0] - kept[0])  # of the backward pass itself
-    width = torch.empty((), dtype=dit.DTYPES[dtype]).element_size()
+    width = torch.empty((), dtype=vae.DTYPES[dtype]).element_size()
     inputs = config.depth * tokens * config.width * width
     return round(ends + config.depth * block + passing), round(ends + inputs + block + passing)
 
@@ -351,7 +358,7 @@ def dit_activations(config: DiTConfig, tokens: int, dtype: str) -> tuple[int, in
 @lru_cache(maxsize=64)
 def _traced(config: DiTConfig, tokens: int, dtype: str) -> tuple[int, int]:
     """Bytes kept by the forward pass, and the peak of the backward pass, of one sample."""
-    kind = dit.DTYPES[dtype]
+    kind = vae.DTYPES[dtype]
     with bare():
         model = DiT(config).to(kind)
     with Ledger() as ledger:

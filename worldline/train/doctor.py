@@ -16,7 +16,9 @@ from worldline.data.fit import Fit, fit, stretched
 from worldline.data.packing import Packer
 from worldline.records import Clip, Example
 from worldline.shapes import Grid
-from worldline.train.dit import DiTPlan, Sample, assemble, build, cost_of, flow_loss
+from worldline.train.dit import build
+from worldline.train.dit_plan import DiTPlan, cost_of
+from worldline.train.flow import Sample, assemble, flow_loss
 from worldline.train.plan import torch_rng
 from worldline.train.shards import merged
 from worldline.train.vae import DTYPES

@@ -26,21 +26,41 @@ __all__ = ["LoopPlan", "OptimPlan", "ParallelPlan"]
 
 Plan = TypeVar("Plan")
 
+OPTIMIZERS = ("adamw", "muon")
+WIDEST = 0.288  # all weights of the run count alike: 1 / sqrt(12)
+SCHEDULES = ("cosine", "linear", "constant", "trapezoid")
+
 
 @dataclass(frozen=True)
 class OptimPlan:
-    """AdamW, its schedule and the weight average. `lr` is the peak; `final` the fraction of it at the last step."""
+    """The optimizer, its schedule and averages of the weights. `lr` is the peak; `final` its fraction at the last step.
 
+    Raises UserError for values that no run can have.
+    """
+
+    kind: str = "adamw"  # adamw | muon: for matrices inside blocks, and AdamW for the rest, at the same rate
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    momentum: float = 0.95  # of muon
     weight_decay: float = 0.01
     clip: float = 1.0  # global gradient norm
     schedule: str = "cosine"  # cosine | linear | constant | trapezoid (constant, then linear over the last 20 %)
     warmup: int = 200  # steps
     final: float = 0.02
     ema: float = 0.9995  # reached gradually: min(ema, (1 + step) / (10 + step))
+    # Instead, power-function averages of these widths, in shares of the run; the first is looked at and shipped, and
+    # `worldline export --ema WIDTH` makes others of all that the checkpoints hold.
+    ema_widths: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, known in (("kind", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"optim.{name}: '{getattr(self, name)}' is unknown; one of {', '.join(known)}")
+        for width in self.ema_widths:
+            if not 0 < width <= WIDEST or self.ema_widths.count(width) > 1:
+                raise UserError(f"optim.ema_widths: {width:g} must come once, above 0 and up to {WIDEST}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+def completed(stored: dict[str, Any], plan: Any) -> dict[str, Any]:
+    """A stored `plan_dict` of a plan of the same kind, with the defaults of fields that have been added since."""
+
+    def fill(held: Any, usual: Any) -> Any:
+        if not isinstance(held, dict) or not isinstance(usual, dict):
+            return held
+        return {**usual, **{name: fill(value, usual.get(name)) for name, value in held.items()}}
+
+    whole: dict[str, Any] = fill(stored, plan_dict(type(plan)()))
+    return whole
 
 
 def plan_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -134,9 +134,13 @@ def chart(title: str, lines: Mapping[str, Line]) -> str:
     """Lines over steps, as SVG; `title` above, the names of several below."""
     points = [point for line in lines.values() for point in line]
     steps, values = [step for step, _ in points], [value for _, value in points]
-    first, last = min(steps), max(max(steps), min(steps) + 1)
+    first, last = min(steps), max(steps)
+    if first == last:  # one step alone is in the middle, as is one value
+        first, last = first - 1, last + 1
     low, high = min(values), max(values)
-    high = high if high > low else low + (abs(low) or 1.0)
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    bottom, top = told_apart(low, high)
 
     def place(step: int, value: float) -> str:
         x = LEFT + (step - first) / (last - first) * (WIDTH - LEFT - 8)
@@ -155,13 +159,22 @@ def chart(title: str, lines: Mapping[str, Line]) -> str:
     )
     axes = (
         f'<rect x={LEFT} y=8 width={WIDTH - LEFT - 8} height={HEIGHT - FOOT - 8} fill="#fafaf8" stroke="#ddd"/>'
-        f"<text x={LEFT - 4} y=16 text-anchor=end>{high:.3g}</text>"
-        f"<text x={LEFT - 4} y={HEIGHT - FOOT} text-anchor=end>{low:.3g}</text>"
+        f"<text x={LEFT - 4} y=16 text-anchor=end>{top}</text>"
+        f"<text x={LEFT - 4} y={HEIGHT - FOOT} text-anchor=end>{bottom}</text>"
         f"<text x={LEFT} y={HEIGHT - 5}>{first}</text>"
         f"<text x={WIDTH - 8} y={HEIGHT - 5} text-anchor=end>{last}</text>"
     )
     svg = f'<svg width={WIDTH} height={HEIGHT} role=img aria-label="{_text(title)}">{axes}{"".join(drawn)}</svg>'
     return f"<figure><b>{_text(title)}</b><br>{svg}<figcaption>{names}</figcaption></figure>"
+
+
+def told_apart(low: float, high: float) -> tuple[str, str]:
+    """Two different numbers with as many digits as it takes to see that they are, three at least."""
+    for digits in range(3, 17):
+        written = f"{low:.{digits}g}", f"{high:.{digits}g}"
+        if written[0] != written[1]:
+            break
+    return written
 
 
 def samples(folder: Path) -> list[str]:

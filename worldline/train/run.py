@@ -19,7 +19,7 @@ from worldline.parallel.shard import Objective, prepare, spread_like, whole
 from worldline.train import checkpoint
 from worldline.train.ema import EMA
 from worldline.train.optim import Optimizer, learning_rate
-from worldline.train.plan import LoopPlan, OptimPlan, plan_changes, plan_dict, seed_of
+from worldline.train.plan import LoopPlan, OptimPlan, completed, plan_changes, plan_dict, seed_of
 
 Measure = Callable[[nn.Module], Mapping[str, float]]
 
@@ -98,14 +98,14 @@ class Run:
         self.objective = Objective(task.model, task.loss)
         self.masters = prepare(self.objective, crew, task.dtype)
         self.parameters = dict(task.model.named_parameters())
-        self.optimizer = Optimizer(task.model, self.masters, self.optim)
-        self.ema = EMA(self.optimizer, self.optim.ema)
+        self.optimizer = Optimizer(task.model, self.masters, self.optim, task.dtype)
+        self.ema = EMA(self.optimizer, self.optim.ema, self.optim.ema_widths)
         self._owner = {f"model/{name}": name for name in self.parameters}
-        self._owner |= {f"ema/{name}": name for name in self.ema.weights}
+        self._owner |= {f"{kind}/{name}": name for kind, average in self.ema.averages.items() for name in average}
         self._owner |= {f"optim/{name}": name.partition(".")[2] for name in self.optimizer.moments()}
         tensors = {f"model/{name}": master for name, master in self.masters.items()}
         tensors |= {f"optim/{name}": moment for name, moment in self.optimizer.moments().items()}
-        tensors |= {f"ema/{name}": average for name, average in self.ema.weights.items()}
+        tensors |= {f"{kind}/{n}": value for kind, average in self.ema.averages.items() for n, value in average.items()}
         tensors |= {f"model/{name}": buffer for name, buffer in self.buffers().items()}
         self.saver = checkpoint.Saver(self.folder, self.limits.keep, tensors, self._spread, crew, self.say)
 
@@ -144,7 +144,7 @@ class Run:
         self.passed, self.skipped, self.rollbacks = (int(state[k]) for k in ("passed", "skipped", "rollbacks"))
         self.seconds = float(state["seconds"])
         self.say(f"resumed at step {self.step}")
-        for change in plan_changes(state["plan"], plan_dict(self.plan)):
+        for change in plan_changes(completed(state["plan"], self.plan), plan_dict(self.plan)):
             self.say(f"plan changed since the checkpoint: {change}")
         return True
 

@@ -26,27 +26,17 @@ from worldline.errors import UserError
 from worldline.nn.hollow import bare
 from worldline.parallel.mesh import join
 from worldline.text import WordConfig
-from worldline.train.dit import (
-    DTYPES,
-    TEXT_TOKENS,
-    DiTPlan,
-    Feed,
-    Sample,
-    TextToVideo,
-    assemble,
-    build,
-    feed_of,
-    flow_loss,
-    load_vae,
-    plan_check,
-    task_of,
-    tokens_of,
-)
+from worldline.train.dit import TEXT_TOKENS, build, feed_of, task_of
+from worldline.train.dit_plan import DiTPlan, plan_check, tokens_of
+from worldline.train.feed import Feed
+from worldline.train.flow import Sample, TextToVideo, assemble, flow_loss
 from worldline.train.law import Fit, IsoFlop, Point, fit, isoflops
 from worldline.train.loop import Hook
 from worldline.train.loop import train as run_task
-from worldline.train.plan import LoopPlan, OptimPlan, clock, plan_changes, plan_dict, torch_rng
+from worldline.train.plan import LoopPlan, OptimPlan, clock, completed, plan_changes, plan_dict, torch_rng
 from worldline.train.precompute import ClipsPlan
+from worldline.train.vae import DTYPES
+from worldline.train.vae import load as load_vae
 
 Say = Callable[[str], None]
 EMA = 0.9999  # never reached in runs of less than 90 000 steps: until then the profile is a power, see `train.ema`
@@ -380,7 +370,7 @@ def _claim(rung: Rung, folder: Path) -> None:
     path = folder / "plan.json"
     mine = plan_dict(replace(rung.plan, loop=LoopPlan()))
     if path.exists():
-        changes = plan_changes(json.loads(path.read_text()), json.loads(json.dumps(mine)))
+        changes = plan_changes(completed(json.loads(path.read_text()), rung.plan), mine)
         if changes:
             raise UserError(f"--out: {folder} holds a run of another plan ({changes[0]}); name another folder")
     else:

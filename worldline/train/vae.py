@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -341,3 +342,11 @@ def load_codec(folder: str | Path) -> VideoCodec:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"vae: {folder} holds weights that do not fit its config.json ({reason})") from None
     return vae.eval().requires_grad_(False)
+
+
+def vae_hash(vae: VideoVAE) -> str:
+    """A short name of the VAE's weights, under which latents are cached."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
