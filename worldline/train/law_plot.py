@@ -16,20 +16,23 @@ UNSEEN = "crimson"
 
 
 def draw(report: Report) -> bytes:
-    """A PNG of three panels. Raises UserError when matplotlib is not installed."""
+    """A PNG of two panels, of three where there are curves of equal compute. Raises UserError when matplotlib is not
+    installed."""
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("plot: needs matplotlib; pip install 'worldline[train]'") from error
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    count = 3 if report.isoflops else 2
+    figure = Figure(figsize=(1 + 4 * count, 4.4), layout="constrained")
+    axes = figure.subplots(1, count)
     shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(report.rungs)))
     colours = {rung.name: shade for rung, shade in zip(report.rungs, shades, strict=True)}
     colours |= {told.rung: UNSEEN for told in report.told}
     _losses(axes[0], report, colours)
-    _isoflops(axes[1], report)
-    _frontier(axes[2], report, colours)
+    if report.isoflops:
+        _isoflops(axes[1], report)
+    _frontier(axes[-1], report, colours)
     for panel in axes:
         panel.set_xscale("log")
         panel.grid(alpha=0.25, which="both")
@@ -66,8 +69,7 @@ def _isoflops(axes: Any, report: Report) -> None:
             axes.plot(fine, np.exp(np.polyval(bow, np.log(fine))), lw=1, color=line.get_color())
         axes.plot(fine, report.fit.law.loss(fine, curve.compute / (6 * fine)), ls=":", lw=1, color=line.get_color())
     axes.set(xlabel="multiply-adds a token, N", title="equal compute (dotted: the law)")
-    if report.isoflops:
-        axes.legend(fontsize="x-small")
+    axes.legend(fontsize="x-small")
 
 
 def _frontier(axes: Any, report: Report, colours: dict[str, Any]) -> None:
