@@ -87,7 +87,6 @@ def test_the_ladder_is_run_foretold_and_checked_once(plan, tmp_path) -> None:
     with pytest.raises(UserError, match=r"another plan \(seed: 0 -> 1\)"):
         scaling.run(replace(plan, base=replace(plan.base, seed=1)), tmp_path, quiet)
 
-
     advised = replace(report, rates={"16x1": 1.0, "16x1-rate0.5": 1.2, "16x1-rate2": 0.5}).advice()
     assert advised == ["rate: 16x1 learns faster at 2 times its rate (0.5000, not 1.0000)"]
     assert "no other" in replace(report, rates={"16x1": 1.0, "16x1-rate2": 0.995}).advice()[0]
