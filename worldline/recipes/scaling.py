@@ -1,4 +1,4 @@
-"""A ladder of six small DiTs on the worlds, the largest foretold from the other five before it is trained.
+"""A ladder of five small DiTs on the worlds, the largest foretold from the other four before it is trained.
 
 worldline scaling --dry-run
 worldline scaling
