@@ -38,8 +38,8 @@ def plan(tmp_path_factory):
         loop=replace(whole.base.loop, checkpoint_every=4, log_every=4, validate_every=2),
     )
     return replace(
-        whole, base=base, widths=(16, 32, 48, 64), depths=(1, 1, 1, 1), steps=(8, 8, 8, 8), rate_power=0.5, rates=(2.0,),
-        rate_rungs=(0,), rate_steps=4, least_steps=2, draws=8,
+        whole, base=base, widths=(16, 32, 48, 64), depths=(1, 1, 1, 1), steps=(8, 8, 8, 8),
+        rate_power=0.5, rates=(2.0,), rate_rungs=(0,), rate_steps=4, least_steps=2, draws=8,
     )  # fmt: skip
 
 

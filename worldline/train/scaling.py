@@ -69,8 +69,8 @@ class ScalingPlan:
 
     Attributes:
         widths, depths, steps: of each rung, smallest first.
-        rate: learning rate at `rate_width`; of another width times (rate_width / width) ** rate_power. Between 32 and 96
-            one rate for all, power 0, ended lower than the root's everywhere (by 0.5 to 3.5 %).
+        rate: learning rate at `rate_width`; of another width times (rate_width / width) ** rate_power. One rate
+            for all, power 0, ended lower than the root's at 48, 64 and 96 (by 0.5, 1 and 3.5 %).
         rates: multiples of it that are tried for `rate_steps` on the rungs number `rate_rungs`, as a check of the rule.
         least_steps: before which a loss is not fitted: what is learned first falls faster than any power.
     """
