@@ -231,11 +231,12 @@ def test_choices_come_from_the_model_and_reach_it(page: Any, api: Api) -> None:
     assert words in card["examples"]
     example.click()
     expect(page.locator("#prompt")).to_have_value(words)
+    page.fill("#prompt", short := "a red ball")  # an example may be in the words of the training already
     page.get_by_role("button", name="Rewrite").click()
     expect(page.locator("#undo")).to_be_visible()
-    assert len(page.input_value("#prompt")) > len(words)
+    assert len(page.input_value("#prompt")) > len(short)
     page.click("#undo")
-    expect(page.locator("#prompt")).to_have_value(words)
+    expect(page.locator("#prompt")).to_have_value(short)
     ask(page, words, seconds="1")
     page.get_by_role("radio", name="3:2").check()
     page.get_by_label("Loop", exact=True).check()

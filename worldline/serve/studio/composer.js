@@ -120,8 +120,10 @@ async function rewrite() {
   complain(null);
   try {
     const told = await api.rewrite($("prompt").value);
-    $("note").textContent = told.note || "Rewritten in the words of the model's training.";
-    if (told.prompt === told.rewritten_from) return;
+    const same = told.prompt === told.rewritten_from;
+    const done = same ? "It is in the words of the model's training already." : "Rewritten in the words of the model's training.";
+    $("note").textContent = told.note || done;
+    if (same) return;
     stated = told.rewritten_from;
     $("prompt").value = told.prompt;
     $("undo").hidden = false;
