@@ -243,10 +243,11 @@ def fingerprint(look: Print) -> str:
 
 def same(a: Print, b: Print, agree: float, agree_part: float) -> bool:
     """Whether one clip shows the other, or a part of its picture."""
-    fitted = _fitted(b.planes, a.planes.shape[-2:])
-    if agreement(a.planes, fitted) >= agree and recoloured(a.planes, fitted) >= ONE_CHANGE:
+    ours, others = a.planes, b.planes
+    fitted = _fitted(others, ours.shape[-2:])
+    if agreement(ours, fitted) >= agree and recoloured(ours, fitted) >= ONE_CHANGE:
         return True
-    for outer, inner in ((a.planes, b.planes), (b.planes, a.planes)):
+    for outer, inner in ((ours, others), (others, ours)):
         placed = _placed(outer, inner)
         if placed is None:
             continue

@@ -75,10 +75,9 @@ def characters(desk: Desk) -> APIRouter:
     return router
 
 
-def videos(desk: Desk, meters: Meters) -> APIRouter:
-    """/v1/videos and all below it but characters, which come first: their name would be taken for a video's id."""
+def videos(desk: Desk) -> APIRouter:
+    """/v1/videos: what is asked of videos. Characters come before it: their name would be taken for a video's id."""
     router = APIRouter(prefix="/v1/videos", responses=REFUSALS)
-    listening = 0
 
     @router.post("", response_model=schemas.Video, openapi_extra=sent_as(Create))
     async def create(request: Request) -> Any:
@@ -133,6 +132,14 @@ def videos(desk: Desk, meters: Meters) -> APIRouter:
     async def remix(request: Request, video_id: str) -> Any:
         async with desk.read(request, Remix) as asked:
             return shown(await desk.remix(request.state.owner, video_id, asked))
+
+    return router
+
+
+def given(desk: Desk, meters: Meters) -> APIRouter:
+    """/v1/videos/{video_id}: the files of a video, and what happens to it as it happens."""
+    router = APIRouter(prefix="/v1/videos", responses=REFUSALS)
+    listening = 0
 
     @router.get("/{video_id}/content", response_class=Response, responses=FILES)
     async def download(request: Request, video_id: str, variant: Variant = "video") -> Response:
@@ -241,7 +248,8 @@ def create_app(settings: Settings, model: Model, engines: Engines | None = None)
         title="Worldline", version=__version__, lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.include_router(characters(desk))
-    app.include_router(videos(desk, meters))
+    app.include_router(videos(desk))
+    app.include_router(given(desk, meters))
     app.include_router(around(desk, meters))
     app.include_router(page())
     _refuse(app)
