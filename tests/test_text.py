@@ -204,6 +204,9 @@ def test_cache_asks_once_and_forgets_the_oldest() -> None:
     cached.encode(["a" * 50])  # more than it may hold, and yet answered; nothing of it stays
     assert inner.asked == 6
     assert cached._held == 0 == len(cached._seen)
+    for _ in range(2):  # what others have encoded weighs as much, and once
+        cached.remember("e", torch.zeros(2, 16))
+    assert cached._held == 2 * 64 + 17 - 1
 
 
 @needs_minilm

@@ -5,9 +5,7 @@ Batch k is a pure function of (index, seed, k): a resumed run asks for k and get
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,17 +125,3 @@ class Loader:
         text = said[chosen] if said else ""
         states = self.source.states(number, chosen) if said else None
         return Drawn(number, self.source.latents(number), chosen, text, states)
-
-    def ahead(self, step: int, workers: int = 2) -> Iterator[list[Drawn]]:
-        """Batches from `step` on, without end, read by threads a few steps before they are wanted."""
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[Future[list[Drawn]]] = deque()
-            try:
-                while True:
-                    while len(waiting) < 2 * workers:
-                        waiting.append(pool.submit(self.batch, step))
-                        step += 1
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()

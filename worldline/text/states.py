@@ -123,7 +123,9 @@ class CachedText:
 
     def remember(self, prompt: str, states: Tensor) -> None:
         """States (m, width) of a prompt, known from elsewhere."""
-        self._seen[prompt] = TextStates(states, torch.tensor([0, len(states)]))
+        known = self._seen.pop(prompt, None)
+        self._seen[prompt] = new = TextStates(states, torch.tensor([0, len(states)]))
+        self._held += new.nbytes - (known.nbytes if known else 0)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:

@@ -6,8 +6,8 @@ import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from worldline.dit.conditions import random_mask
 from worldline.errors import UserError
 from worldline.records import Example
 from worldline.shapes import Grid
-from worldline.text import CachedText, MiniLM
+from worldline.text import MiniLM
 from worldline.train.dit_plan import DiTPlan, cost_of, phase_of
 from worldline.train.feed import TIMES, Feed, kept_whitening
 from worldline.train.flow import Sample, assemble, flow_loss, pack_of
@@ -53,7 +53,7 @@ def clip_feed(plan: DiTPlan, vae: VideoVAE, encoder: VideoVAE, mark: str, out: P
         return validate_on(plan, model, held, whitening, device) if held else {}
 
     return Feed(
-        pack=lambda model, step, number: clip_batch(plan, loader, whitening, model.text, step, number),
+        pack=lambda step, number: clip_batch(plan, loader, whitening, step, number),
         validate=validate,
         whitening=whitening,
         tokens=usual,
@@ -105,21 +105,22 @@ def split_of(source: Source) -> tuple[list[int], list[int]]:
     return [n for n in numbers if not unseen[n]], [n for n in numbers if unseen[n]]
 
 
-def clip_batch(plan: DiTPlan, loader: Loader, whitening: Whitening, text: Any, step: int, number: int) -> Pack:
+def clip_batch(plan: DiTPlan, loader: Loader, whitening: Whitening, step: int, number: int) -> Pack:
     """A pack of a step: times, noise, masks and dropped captions follow from (plan.seed, step, number)."""
     use = f"dit-pack-{number}"
     rng, noise = numpy_rng(plan.seed, step, use), torch_rng(plan.seed, step, use)
     now = phase_of(plan, step)
     rows: list[tuple[Sample, str, str]] = []
-    for item in loader.batch(step, number):
+    drawn = loader.batch(step, number)
+    for item in drawn:
         clean = _whitened(item, whitening)
         mask = random_mask(rng, clean.shape, now["nothing_known"], True)
         prompt = "" if rng.random() < plan.drop_text else item.text
         rows.append((Sample(clean, mask, range(clean.shape[1])), prompt, f"{plan.data}/{item.number}"))
-        _remember(text, prompt, item)
     rows.sort(key=lambda row: row[0].clean.shape)  # samples of one size side by side are one batch of attention
     samples, prompts, names = map(list, zip(*rows, strict=True))
-    return pack_of(assemble(plan, samples, logit_normal(len(rows), noise, now["time_mean"]), prompts, noise), names)
+    batch = assemble(plan, samples, logit_normal(len(rows), noise, now["time_mean"]), prompts, noise)
+    return pack_of(replace(batch, states=_states(drawn)), names)
 
 
 @torch.no_grad()
@@ -134,13 +135,11 @@ def validate_on(
         total, count = 0.0, 0
         for step in range(steps):
             drawn = sorted(held.batch(step), key=lambda item: item.latents.shape)
-            for item in drawn:
-                _remember(getattr(model, "text", None), item.text, item)
             clean = [_whitened(item, whitening) for item in drawn]
             samples = [Sample(x, torch.zeros(1, *x.shape[1:]), range(x.shape[1])) for x in clean]
             times = unshift(torch.full((len(samples),), time), plan.shift)
             batch = assemble(plan, samples, times, [item.text for item in drawn], noise)
-            total += float(flow_loss(model, batch, device)[0]) * len(samples)
+            total += float(flow_loss(model, replace(batch, states=_states(drawn)), device)[0]) * len(samples)
             count += len(samples)
         losses[f"val_{time}"] = total / count
     return {"val": sum(losses.values()) / len(losses), **losses}
@@ -150,10 +149,10 @@ def _whitened(item: Drawn, whitening: Whitening) -> Tensor:
     return whitening.forward(torch.from_numpy(item.latents.astype(np.float32)))
 
 
-def _remember(text: Any, prompt: str, item: Drawn) -> None:
-    """Text states that the shards hold are not made again."""
-    if prompt and item.states is not None and isinstance(text, CachedText):
-        text.remember(prompt, torch.from_numpy(item.states.astype(np.float32)))
+def _states(drawn: Sequence[Drawn]) -> dict[str, Tensor]:
+    """Text states that the shards hold, so that they are not made again."""
+    held = {item.text: item.states for item in drawn if item.text and item.states is not None}
+    return {text: torch.from_numpy(states.astype(np.float32)) for text, states in held.items()}
 
 
 def _some(source: Source, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:

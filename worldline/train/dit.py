@@ -84,7 +84,7 @@ def task_of(plan: DiTPlan, model: TextToVideo, feed: Feed, crew: Crew) -> Task:
     device = crew.device
     return Task(
         model=model,
-        pack=lambda step, number: feed.pack(model, step, number),
+        pack=feed.pack,
         loss=lambda module, batch: flow_terms(module, batch, device),
         samples=plan.batch,
         dtype=DTYPES[plan.dtype],

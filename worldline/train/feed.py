@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from worldline.checkpoints.folder import load_parts
 from worldline.train.dit_plan import DiTPlan
-from worldline.train.flow import TextToVideo
 from worldline.train.loop import Pack
 from worldline.vae.latents import Whitening, pixel_importance
 from worldline.vae.model import VideoVAE
@@ -25,7 +24,7 @@ TIMES = (0.2, 0.4, 0.6, 0.8, 0.95)  # of validation
 class Feed:
     """What a run learns from: the packs of a step, what it is validated on, and tokens of a usual sample."""
 
-    pack: Callable[[TextToVideo, int, int], Pack]
+    pack: Callable[[int, int], Pack]
     validate: Callable[[nn.Module, torch.device], dict[str, float]] | None
     whitening: Whitening
     tokens: int

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class TextToVideo(nn.Module):
         if isinstance(self.text, WordTransformer):
             states = self.text(self.text.tokens(batch.prompts), batch.words)
         else:
+            for prompt, known in batch.states.items():
+                self.text.remember(prompt, known)
             states = self.text.encode(batch.prompts)
         on = batch.to(device)
         trace: list[Tensor] | None = [] if batch.lesson else None
@@ -62,6 +64,7 @@ class Batch:
     actions: Tensor | None = None  # (N, A + 1), zero for worlds that run by themselves
     layout: Tensor | None = None  # (N, 12 * P) in 0..1
     lesson: float = 0.0  # weight of the layout in the loss
+    states: Mapping[str, Tensor] = field(default_factory=dict)  # of prompts, (m, width), that a dataset holds
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -80,6 +83,7 @@ class Batch:
             actions=None if self.actions is None else self.actions.to(device, non_blocking=True),
             layout=None if self.layout is None else self.layout.to(device, non_blocking=True),
             lesson=self.lesson,
+            states=self.states,
         )
 
 

@@ -81,6 +81,7 @@ def train(
             with _signals() as stopping:
                 finished, told = _steps(run, log, _with_validation(task, plan.loop, hooks), stopping)
         finally:
+            run.close()
             if log:
                 log.close()
         weights = run.weights()

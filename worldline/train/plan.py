@@ -77,6 +77,7 @@ class LoopPlan:
     validate_every: int = 1000
     sample_every: int = 2000
     score_every: int = 0
+    readers: int = -1  # threads that read samples ahead; -1: two beside a GPU, none on a CPU, whose cores they share
     track: str = ""  # trackio or wandb, beside TensorBoard
 
 

@@ -17,6 +17,7 @@ from worldline.parallel.context import split_sequence
 from worldline.parallel.mesh import Crew
 from worldline.parallel.shard import Objective, prepare, spread_like, whole
 from worldline.train import checkpoint
+from worldline.train.ahead import Ahead
 from worldline.train.ema import EMA
 from worldline.train.optim import Optimizer, learning_rate
 from worldline.train.plan import LoopPlan, OptimPlan, completed, plan_changes, plan_dict, seed_of
@@ -44,7 +45,7 @@ class Task:
     """What is trained. `model` is fp32 on its device; the loop rounds it to `dtype` and keeps fp32 masters."""
 
     model: nn.Module
-    pack: Callable[[int, int], Pack]  # (step, number of the pack) -> samples; a pure function
+    pack: Callable[[int, int], Pack]  # (step, number of the pack) -> samples; a pure function, called by any thread
     loss: Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]  # (model, data) -> terms, things to log
     samples: int  # per step
     dtype: torch.dtype = torch.float32
@@ -107,7 +108,13 @@ class Run:
         tensors |= {f"optim/{name}": moment for name, moment in self.optimizer.moments().items()}
         tensors |= {f"{kind}/{n}": value for kind, average in self.ema.averages.items() for n, value in average.items()}
         tensors |= {f"model/{name}": buffer for name, buffer in self.buffers().items()}
+        readers = self.limits.readers if self.limits.readers >= 0 else 0 if crew.device.type == "cpu" else 2
+        self._packs = Ahead(lambda at: [task.pack(at, number) for number in crew.packs()], readers)
         self.saver = checkpoint.Saver(self.folder, self.limits.keep, tensors, self._spread, crew, self.say)
+
+    def close(self) -> None:
+        """Lets the threads go that read ahead."""
+        self._packs.close()
 
     def _spread(self, name: str, part: Tensor) -> Tensor:
         owner = self._owner.get(name)
@@ -187,7 +194,7 @@ class Run:
         gradient that is not finite changes no weight: the step is lost."""
         at = self.step + self.passed
         self.doing(f"reading the samples of step {self.step}")
-        packs = [self.task.pack(at, number) for number in self.crew.packs()]
+        packs = self._packs(at, self.limits.steps + self.passed)
         self.doing(f"computing step {self.step}")
         totals = self._totals(packs)
         summed: dict[str, float] = {}

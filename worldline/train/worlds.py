@@ -40,7 +40,7 @@ def world_feed(
     unseen_latents = cache_latents(unseen, encoder, mark, folder / "validation", None, say)
     whitening = fit_whitening(plan, vae, caches[0], out / "whitening.json")
     return Feed(
-        pack=lambda model, step, number: make_batch(plan, caches, whitening, step, number),
+        pack=lambda step, number: make_batch(plan, caches, whitening, step, number),
         validate=lambda model, device: validate(plan, model, unseen_latents, whitening, device),
         whitening=whitening,
         tokens=math.prod(grid(caches[0].values.shape, plan.config.patch)),
