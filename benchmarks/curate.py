@@ -44,7 +44,7 @@ from worldline.curate import duplicates
 from worldline.curate.examine import SHORT_SIDE, Notes, clips_of, examine, file_hash
 from worldline.curate.filters import LUMA_SIDE
 from worldline.curate.plan import CuratePlan
-from worldline.curate.shots import TINY, Finder
+from worldline.curate.shots import GREY, TINY, Finder
 from worldline.curate.stage import CLOSE, LOOKS, Look
 from worldline.media.scan import Scan
 from worldline.records import Clip, Decision
@@ -107,11 +107,6 @@ def sharpness(luma: np.ndarray) -> float:
     return min(found)
 
 
-def edge_energy(picture: np.ndarray) -> float:
-    grey = cv2.GaussianBlur(grey_of(picture).astype(np.float32), (3, 3), 0)
-    return float((np.diff(grey, axis=0) ** 2).mean() + (np.diff(grey, axis=1) ** 2).mean())
-
-
 def plain(film: Path, plan: CuratePlan, sharing: bool = False, ask: set[str] | None = None) -> list[Clip]:
     """The clips of a film. `sharing` makes what several questions need once; `ask` names questions, else all."""
     assert plan.shots
@@ -168,7 +163,7 @@ def see_cuts(finder: Finder, detector: AdaptiveDetector, picture: np.ndarray) ->
     """What `Finder.see` notes, by the library's own detector."""
     found = detector.process_frame(FrameTimecode(finder.frames, finder.rate), picture)
     finder.cuts += [cut.frame_num for cut in found]
-    finder.edges.append(edge_energy(picture))
+    finder.grey.append(cv2.resize(grey_of(picture), GREY, interpolation=cv2.INTER_AREA))
     finder.tiny.append(cv2.resize(picture, TINY, interpolation=cv2.INTER_AREA).ravel())
     finder.frames += 1
 

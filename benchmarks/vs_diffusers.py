@@ -132,7 +132,7 @@ def ours(row: str, at: Setting) -> Run:
         mine = Path()  # as if they had been read for this pipeline alone: it makes no copies of them
         pipeline = Pipeline(parts, device=at.device, dtype=at.dtype, source=mine)
         shape, told = VideoShape(CLIPS[row], at.side, at.side), {"negative_prompt": "bad", "sampler": "unipc"}
-        drawing = Drawing(shape, at.steps, GUIDANCE, **told)
+        drawing = Drawing(shape, steps=at.steps, guidance_scale=GUIDANCE, **told)
         return lambda: torch.from_numpy(pipeline.draw(["good"], [1], drawing)[0])
     vae = our_vae().to(at.device, at.dtype)
     cut = standard_cut(at.side // 8, at.side // 8)  # as the pipeline cuts where memory is plenty

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from worldline.cli import build_parser, main, normalised
+from worldline.cli.parser import recipe
+from worldline.errors import UserError
 
 LONG = "a ball " * 15_000  # 105 kB
 
@@ -97,6 +99,7 @@ BAD = {
     "eval verbs none": (["eval", "verbs", "--verbs", ""], "one of animate"),
     "eval verbs too small": (["eval", "verbs", "--size", "64x16"], "64x32"),
     "unknown recipe": (["train", "vae", "--recipe", "tinny"], "tiny"),
+    "recipe of nothing": (["train", "vae", "--recipe", "mine.py"], "mine.py"),
     "unknown setting": (["train", "vae", "--set", "optim.lrr=1"], "lr"),
     "info of nothing": (["info", "nowhere"], "nowhere"),
     "export of nothing": (["export", "--dit", "none", "--out", "m"], "--dit"),
@@ -116,6 +119,19 @@ def test_mistakes_end_in_one_line(
     assert "Traceback" not in err
     assert len(err) < 500
     assert list(place.iterdir()) == []  # nothing was written, not even half
+
+
+def test_a_recipe_may_be_a_file_of_ones_own(place: Path) -> None:
+    (place / "mine.py").write_text(
+        "from dataclasses import replace\nfrom worldline.recipes import tiny\n"
+        "def dit():\n    return replace(tiny.dit(), name='mine', batch=2)\n"
+    )
+    assert (recipe("mine.py", "dit").name, recipe("mine.py", "dit").batch) == ("mine", 2)
+    with pytest.raises(UserError, match=r"mine\.py: has no plan for `vae`"):
+        recipe("mine.py", "vae")
+    (place / "mine.py").write_text("def dit(:")
+    with pytest.raises(UserError, match=r"mine\.py: cannot be run \(SyntaxError"):
+        recipe("mine.py", "dit")
 
 
 def test_existing_output_is_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

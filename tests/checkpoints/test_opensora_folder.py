@@ -275,7 +275,7 @@ def test_a_video_does_not_depend_on_its_neighbours(parts: Parts) -> None:
 
 
 def scales_at(known: Conditions, steps: int = 4) -> Any:
-    drawing = Drawing(VideoShape(17, 32, 32), steps, 5.0, guidance_scale_image=3.0)
+    drawing = Drawing(VideoShape(17, 32, 32), steps=steps, guidance_scale=5.0, guidance_scale_image=3.0)
     times = torch.linspace(1, 0, steps + 1)
     return drawings.scales_of(dataclasses.replace(drawing, guidance_oscillation=True), known, (1, 2, 2), times)
 

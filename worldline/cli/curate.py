@@ -20,7 +20,7 @@ def add_curate(verbs: Verbs) -> None:
     sources = "videos, folders, globs, a list of them (.txt, one a line) or addresses that fsspec knows (s3://...)"
     add("sources", metavar="SRC", nargs="+", help=sources)
     add("--out", required=True, help="folder for manifest.parquet; a run that was stopped goes on where it was")
-    add("--recipe", default="footage", help="plan to start from")
+    add("--recipe", default="footage", help="plan to start from, or a Python file of your own")
     setting = "change a threshold of a stage, for example sharpness.least=0.2, or the faults to refuse, refuse+=rotated"
     add("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
     optional = "add a stage: text (extra `ocr`), aesthetic (weights by --set aesthetic.clip= and aesthetic.head=)"

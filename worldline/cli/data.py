@@ -14,7 +14,7 @@ def _add_dataset(parser: Parser) -> None:
     add = parser.add_argument
     kinds = "manifest, table (.csv .parquet .jsonl .json), folder of videos with .txt beside them, WebDataset tars"
     add("dataset", metavar="DATASET", help=kinds)
-    add("--recipe", default="clips", help="plan of a training run, whose shapes and models count")
+    add("--recipe", default="clips", help="plan of a training run, whose shapes and models count, or a Python file")
     add("--stage", default=None, help="stage of a recipe that has several; its first unless given")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, such as fit.max_frames=33")
 

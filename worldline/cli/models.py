@@ -19,7 +19,7 @@ def add_train(verbs: Verbs) -> None:
     )
     add = parser.add_argument
     add("what", choices=("vae", "dit", "captioner"), help="which of them")
-    add("--recipe", default="tiny", help="plan to start from")
+    add("--recipe", default="tiny", help="plan to start from, or a Python file of your own")
     add("--stage", default=None, help="one stage of a recipe that has several; all, one after another, unless given")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, for example optim.lr=1e-4")
     add("--out", default=None, help="folder of the run; runs/<name of the plan> unless given")

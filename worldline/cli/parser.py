@@ -104,7 +104,15 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def recipe(name: str, what: str) -> Any:
-    """The plan for `what` of the recipe of that name; raises UserError naming the nearest recipe that has one."""
+    """The plan for `what` of the recipe of that name, or of a Python file of one's own; raises UserError naming the
+    nearest recipe that has one, or what is wrong with the file."""
+    module = _own_recipe(name) if name.endswith(".py") else _recipe_named(name)
+    if not hasattr(module, what):
+        raise UserError(f"--recipe {name}: has no plan for `{what}`; use {'footage' if what == 'curate' else 'tiny'}")
+    return getattr(module, what)()
+
+
+def _recipe_named(name: str) -> Any:
     import pkgutil
 
     import worldline.recipes as recipes
@@ -113,10 +121,17 @@ def recipe(name: str, what: str) -> Any:
     if name not in names:
         near = difflib.get_close_matches(name, names, 1) or names
         raise UserError(f"--recipe {name[:40]!r}: unknown; the nearest is {near[0]}")
-    module = importlib.import_module(f"worldline.recipes.{name}")
-    if not hasattr(module, what):
-        raise UserError(f"--recipe {name}: has no plan for `{what}`; use {'footage' if what == 'curate' else 'tiny'}")
-    return getattr(module, what)()
+    return importlib.import_module(f"worldline.recipes.{name}")
+
+
+def _own_recipe(path: str) -> Any:
+    import runpy
+    from types import SimpleNamespace
+
+    try:
+        return SimpleNamespace(**runpy.run_path(path))
+    except Exception as error:
+        raise UserError(f"--recipe {path}: cannot be run ({type(error).__name__}: {error})") from error
 
 
 def staged(plans: Any, stage: str | None) -> list[Any]:

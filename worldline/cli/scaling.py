@@ -12,7 +12,7 @@ def add_scaling(verbs: Verbs) -> None:
     about = "train a ladder of small models, fit the compute-optimal law, foretell a larger run and check it"
     parser = add_verb(verbs, "scaling", run_scaling, about)
     add = parser.add_argument
-    add("--recipe", default="scaling", help="ladder to start from")
+    add("--recipe", default="scaling", help="ladder to start from, or a Python file of your own")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a value, for example widths=32,64,96")
     add("--seed", type=int, default=None, help="of weights and batches; the recipe's own unless given")
     add("--out", default=None, help="folder of the runs, the report and the plot; what is there already is kept")

@@ -10,7 +10,7 @@ from torch import Tensor
 from worldline.diffusion.guidance import image_ramp, oscillating, scale_at
 from worldline.dit.conditions import Conditions, frames_to_tokens
 from worldline.dit.patchify import Patch
-from worldline.generate.request import Request, copies_of
+from worldline.generate.request import Request, Sampling
 from worldline.shapes import VideoShape
 
 Progress = Callable[[int, int], None]
@@ -18,38 +18,19 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What sampling needs to know beside the prompts: size (divisible, see VideoShape.snapped), steps, guidance, and
-    what ends each prompt.
+class Drawing(Sampling):
+    """What sampling needs to know beside the prompts: the size too (divisible, see VideoShape.snapped).
 
     `strength`: 1 begins in noise; below, in what is to be changed with so much noise (SDEdit, Meng et al. 2021).
     """
 
     shape: VideoShape
-    steps: int = 20
-    guidance_scale: float = 5.0
-    guidance_scale_2: float | None = None
-    guidance_scale_image: float | None = None
-    negative_prompt: str = ""
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_oscillation: bool = False
-    shift: float | None = None
-    prompt_suffix: str = ""
-    sampler: str = "euler"
-    reuse: float = 0.0
     strength: float = 1.0
-
-    def copies(self, known: bool) -> int:
-        """How often the model is asked of each video at once, see `request.copies_of`; the scale of what is known tells
-        nothing new where nothing is `known`."""
-        return copies_of(self.guidance_scale, self.guidance_scale_2, self.guidance_scale_image if known else None)
 
     @staticmethod
     def of(request: Request) -> Drawing:
         """The part of a request that sampling needs."""
-        names = {field.name for field in fields(Drawing)} & {field.name for field in fields(Request)}
-        shared = {name: getattr(request, name) for name in names}
+        shared = {field.name: getattr(request, field.name) for field in fields(Sampling)}
         shared["prompt_suffix"] = request.prompt_suffix.replace("{fps}", f"{float(request.fps):g}")
         return Drawing(request.padded, **shared)
 

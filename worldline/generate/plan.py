@@ -20,7 +20,7 @@ from worldline.errors import UserError
 from worldline.generate import long
 from worldline.generate.cuts import cuts, first_fitting
 from worldline.generate.footprint import SAMPLER, dit_bytes
-from worldline.generate.request import MIN_SIDE, Request, copies_of, free_memory, how_of, window_of
+from worldline.generate.request import MIN_SIDE, Request, free_memory, how_of, window_of
 from worldline.shapes import VideoShape
 from worldline.vae.codec import Cut
 
@@ -171,7 +171,7 @@ def plan(model: Outline, request: Request, where: Setting) -> Plan:
     latent = grid.latent(drawn)
     how, window = how_of(where.how, latent.frames, where.defaults), window_of(where.defaults, grid)
     steps = long.plan([False] * latent.frames, window, how)
-    copies = _copies(request, where)
+    copies = request.copies(where.reads)
     counts = [replace(latent, frames=len(step.times)).tokens(grid.patch).count for step in steps]
     videos = min(request.num_videos, max(1, MAX_PACKED // (copies * counts[0]))) if how == "whole" else 1
     evaluations = request.num_videos * request.steps * EVALUATIONS.get(request.sampler, 1) * copies
@@ -208,12 +208,6 @@ def plan(model: Outline, request: Request, where: Setting) -> Plan:
     )
 
 
-def _copies(request: Request, where: Setting) -> int:
-    """How often the model is asked of a video at once, at most: guidance may oscillate."""
-    image = request.guidance_scale_image if where.reads else None
-    return copies_of(request.guidance_scale, request.guidance_scale_2, image)
-
-
 def fitting_cut(model: Outline, request: Request, where: Setting) -> Cut:
     """How the frames of a request are cut; raises UserError as `check`, which is only asked where a bound so loose that
     no model comes near it does not settle the matter: to look closely takes two seconds."""
@@ -241,7 +235,7 @@ def _loosely(model: Outline, request: Request, where: Setting, cut: Cut) -> floa
     c, v, drawn = model.dit.config, model.vae.config, request.padded
     latent = request.grid.latent(drawn)
     each = latent.tokens(c.patch).count + model.text_rows + model.image_rows
-    rows = each * _copies(request, where) * request.num_videos
+    rows = each * request.copies(where.reads) * request.num_videos
     passes = 8.0 * rows * c.width * (24 + 3 * c.mlp_ratio) + 64.0 * SAMPLER * rows * c.token_width
     head: Any = model.vae.get_submodule("decoder.head")  # it reads the widest of what is finest
     pixels = (cut.frames + 2) * v.temporal * v.spatial**2 * latent.height * latent.width

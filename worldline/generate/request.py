@@ -27,26 +27,19 @@ SAMPLERS = ("euler", "heun", "dpmpp_2m", "unipc")  # of diffusion.samplers, name
 TRAINED = VideoShape(17, 64, 64)  # what the shipped model saw; a model folder's defaults override it
 
 
-@dataclass(frozen=True)
-class Request:
-    """One call of `generate`, every field valid: raises UserError with one line otherwise.
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a model is asked, whatever it is asked for; every field valid: raises UserError with one line otherwise.
 
-    Units: width and height in pixels, fps in frames per second. Video i is drawn from `seed + i`. Guidance acts at
-    the times of `guidance_interval` (1 is pure noise, 0 the finished video); see diffusion.guidance for `rescale`.
-    `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert; `guidance_scale_image` that
-    of what is known of the video, None for a model that is not guided by it; `guidance_oscillation` turns both off in
-    every other late step. `shift` moves the times towards noise, None as far as the model's scheduler says.
-    Steps of a sampler may borrow from each other within `reuse`, see dit.reuse; 0 borrows nothing.
-    `prompt_suffix` ends what the model reads, see `suffixed`. `rewritten_from` is the user's own prompt where `prompt`
-    was made of it. `grid` is the model's.
+    Guidance acts at the times of `guidance_interval` (1 is pure noise, 0 the finished video); see diffusion.guidance
+    for `rescale`. `guidance_scale_2` is that of a model's low-noise expert, None where it has one expert;
+    `guidance_scale_image` that of what is known of the video, None for a model that is not guided by it;
+    `guidance_oscillation` turns both off in every other late step. `shift` moves the times towards noise, None as far
+    as the model's scheduler says. Steps of a sampler may borrow from each other within `reuse`, see dit.reuse; 0
+    borrows nothing. `prompt_suffix` ends what the model reads, see `suffixed`.
     """
 
-    prompt: str
     negative_prompt: str = ""
-    width: int = 64
-    height: int = 64
-    frames: int = 17
-    fps: Fraction = Fraction(16)
     steps: int = 20
     guidance_scale: float = 5.0
     guidance_scale_2: float | None = None
@@ -58,17 +51,10 @@ class Request:
     prompt_suffix: str = ""
     sampler: str = "euler"
     reuse: float = 0.0
-    seed: int = 0
-    num_videos: int = 1
-    rewritten_from: str = ""
-    grid: Grid = OURS
 
     def __post_init__(self) -> None:
-        check_text("PROMPT", self.prompt)
         check_text("--negative-prompt", self.negative_prompt)
         check_text("--prompt-suffix", self.prompt_suffix)
-        check_size(self.width, self.height)
-        check_range("--frames", self.frames, 1, 1_000_000, whole=True)
         check_range("--steps", self.steps, 1, MAX_STEPS, whole=True)
         check_range("--guidance-scale", self.guidance_scale, 0, 100)
         if self.guidance_scale_2 is not None:
@@ -87,6 +73,38 @@ class Request:
         if self.sampler not in SAMPLERS:
             near = (difflib.get_close_matches(self.sampler, SAMPLERS, 1) or SAMPLERS)[0]
             raise UserError(f"--sampler {self.sampler[:40]!r}: unknown; the nearest is {near}")
+
+    def copies(self, known: bool) -> int:
+        """How often guidance asks the model of each video at once, at most: with prompt and what is known (1), also
+        without the prompt (2), also without either (3), which tells nothing new where nothing is `known`."""
+        if known and self.guidance_scale_image not in (None, 1):
+            return 3
+        return 2 if self.guidance_scale != 1 or self.guidance_scale_2 not in (None, 1) else 1
+
+
+@dataclass(frozen=True)
+class Request(Sampling):
+    """One call of `generate`, every field valid: raises UserError with one line otherwise.
+
+    Units: width and height in pixels, fps in frames per second. Video i is drawn from `seed + i`. `rewritten_from` is
+    the user's own prompt where `prompt` was made of it. `grid` is the model's.
+    """
+
+    prompt: str
+    width: int = 64
+    height: int = 64
+    frames: int = 17
+    fps: Fraction = Fraction(16)
+    seed: int = 0
+    num_videos: int = 1
+    rewritten_from: str = ""
+    grid: Grid = OURS
+
+    def __post_init__(self) -> None:
+        check_text("PROMPT", self.prompt)
+        super().__post_init__()
+        check_size(self.width, self.height)
+        check_range("--frames", self.frames, 1, 1_000_000, whole=True)
         check_range("--num-videos", self.num_videos, 1, MAX_VIDEOS, whole=True)
         check_range("--seed", self.seed, 0, MAX_SEED - self.num_videos + 1, whole=True)
         check_range("--fps", float(self.fps), Fraction(1, 10), 240)
@@ -132,7 +150,7 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable fields of what was asked for."""
-        values = {**asdict(self), "fps": float(self.fps)}
+        values = {"prompt": self.prompt, **asdict(self), "fps": float(self.fps)}
         del values["grid"]
         for name in ("rewritten_from", "reuse"):
             if not values[name]:
@@ -169,14 +187,6 @@ def request_of(
         chosen = {"guidance_scale_2": chosen["guidance_scale"], **chosen}  # one scale that is given holds for both
     length = frames_of(seconds, frames, rate, defaults.frames)
     return replace(defaults, prompt=prompt, fps=rate, frames=length, **chosen)
-
-
-def copies_of(scale: float, scale_2: float | None, scale_image: float | None) -> int:
-    """How often guidance of these scales asks the model of each video at once: with prompt and what is known (1), also
-    without the prompt (2), also without either (3)."""
-    if scale_image not in (None, 1):
-        return 3
-    return 2 if scale != 1 or scale_2 not in (None, 1) else 1
 
 
 def free_memory() -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 TAPS = 3  # frames that one output frame sees: its own and two before
 TILE = 4  # outputs per side of a tile
 BAND_BYTES = 2**23  # of what is worked on at a time: what stays near the cores, and keeps two of them busy
+MOST_BAND_BYTES = 2**24  # where the weights that every band reads anew are larger than that
 LEAST_PIXELS = 512  # below these, transforming the weights takes longer than it saves
 LEAST_CHANNELS = 16
 # Which of three taps on doubled pixels fall on the same small one: (output over a pixel, small tap, tap).
@@ -151,7 +152,7 @@ def minimal_filtering(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tens
     down, across = -(-height // TILE), -(-width // TILE)
     y = x.new_empty(batch, frames, TILE * down, TILE * across, weight.shape[0])
     row_bytes = (TILE + 2) ** 2 * (lead + frames) * across * channels * x.element_size()
-    step = max(1, BAND_BYTES // row_bytes)
+    step = max(1, max(BAND_BYTES, min(kernels[0].nbytes, MOST_BAND_BYTES)) // row_bytes)
     for index in range(batch):
         clip = [x[index]] if past is None else [past[index], x[index]]
         for top in range(0, down, step):
@@ -192,15 +193,15 @@ def _polynomial(roots: Tensor) -> Tensor:
     return coefficients
 
 
-def _filter_transform(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3, 3) -> (3, 36, C, O): one matrix per tap in time and place in a tile."""
+def _filter_transform(weight: Tensor) -> list[Tensor]:
+    """(O, C, 3, 3, 3) -> (36, C, O) of each tap in time: one matrix per place in a tile."""
     outputs, channels = weight.shape[:2]
     squared = torch.kron(transforms()[1], transforms()[1]).float()  # for both axes at once
     taps = weight.reshape(outputs * channels, TAPS, 9)
-    kernels = weight.new_empty(TAPS, len(squared), outputs, channels)  # in the order of the weights: no copy of them
-    for tap, kernel in enumerate(kernels):
-        torch.mm(squared, taps[:, tap].T, out=kernel.flatten(1))
-    return kernels.transpose(2, 3)
+    # In the order of the weights, so without a copy of them; and each by itself: the C library maps what is larger than
+    # 32 MB anew for every call, and clearing it takes longer than filling it.
+    kernels = [torch.mm(squared, taps[:, tap].T) for tap in range(TAPS)]
+    return [kernel.view(-1, outputs, channels).transpose(1, 2) for kernel in kernels]
 
 
 def _pixel_transform(x: Tensor) -> Tensor:
@@ -230,7 +231,7 @@ def _interpolate(d: Tensor, out: Tensor) -> None:
         torch.sub(even, odd, alpha=POINTS[first], out=out[first + 1])
 
 
-def _products(pixels: Tensor, kernels: Tensor, lead: int) -> Tensor:
+def _products(pixels: Tensor, kernels: Sequence[Tensor], lead: int) -> Tensor:
     """Transformed pixels (36, lead + T, N, C) -> (36, T, N, O), summed over the taps in time."""
     frames = pixels.shape[1] - lead
     out = torch.bmm(pixels[:, lead:].flatten(1, 2), kernels[-1]).unflatten(1, (frames, -1))
