@@ -1,11 +1,11 @@
-"""A public model beside diffusers: same weights, inputs, type and threads; time in interleaved pairs, memory apart.
+"""A public model beside diffusers: same weights, inputs, type and threads; each in a process of its own, in turns.
 
     python -m benchmarks.vs_diffusers [--rows dit-256,dit-1024,...] [--dtype bfloat16] [--theirs float32] [--json FILE]
 
 The model is Wan 2.1's with random weights. A step of the transformer is one with guidance, of prompts of 20 words and
 one that are padded to 512 rows; what our blocks read of them is computed before, as it is once for all steps.
-Differences are relative to diffusers' output. Peak memory is that of a process that runs one row of one side, once, and
-beside it what the row took of it (the rest is the imports and the weights). Needs the extra `dev`.
+Differences are relative to diffusers' output. Peak memory is that of a side's process in its first run, which is not
+timed, and beside it what the run took of it (the rest is the imports and the weights). Needs the extra `dev`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,7 @@ from worldline.dit.told import Told
 from worldline.generate.cuts import standard_cut
 from worldline.generate.drawing import Drawing
 from worldline.generate.pipeline import Pipeline
+from worldline.nn.memory import keep_freed_memory
 from worldline.shapes import VideoShape
 from worldline.text import TextEncoder, TextStates
 from worldline.vae.causal import WAN_2_1, CausalVAE
@@ -195,48 +198,64 @@ def latents_of(row: str, at: Setting) -> Tensor:
     return drawn((1, 16, (CLIPS[row] - 1) // 4 + 1, at.side // 8, at.side // 8), at)
 
 
-def finished(run: Run, device: str) -> tuple[float, Tensor]:
-    """Seconds and output of one run."""
+def finished(run: Run, device: str) -> float:
+    """Seconds of one run."""
     began = time.perf_counter()
-    out = run()
+    run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began, out
+    return time.perf_counter() - began
+
+
+class Side:
+    """One side in a process of its own, as its users run it, that runs a row whenever it is asked to."""
+
+    def __init__(self, name: str, row: str, output: Path) -> None:
+        words = [*sys.argv[1:], "--rows", row, "--child", name, "--output", str(output)]
+        command = [sys.executable, "-m", "benchmarks.vs_diffusers", *words]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.memory: dict[str, float] = self._answer()  # of the first run, which is not timed
+        self.name, self.output = name, output
+
+    def seconds(self) -> float:
+        """Of one more run."""
+        assert self.process.stdin
+        print(file=self.process.stdin, flush=True)
+        return float(self._answer())
+
+    def _answer(self) -> Any:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(self.process.wait() or 1)  # it has said why
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.communicate()
 
 
 @torch.inference_mode()
-def timed(row: str, mine: Setting, other: Setting, pairs: int) -> dict[str, Any]:
-    """Both sides in turns, the first run of each unmeasured."""
-    sides = theirs(row, other), ours(row, mine)
-    a, b = (finished(run, mine.device)[1].float() for run in sides)
-    scale = float(a.norm())
-    found: dict[str, Any] = {"difference": float((a - b).norm()) / scale}
-    del a, b
-    times = [[finished(run, mine.device)[0] for run in sides] for _ in range(pairs)]
-    ratios = sorted(t / o for t, o in times)
-    return found | {
-        "theirs_s": statistics.median(t for t, _ in times),
-        "ours_s": statistics.median(o for _, o in times),
-        "ratio": statistics.median(ratios),
-        "spread": [ratios[0], ratios[-1]],
-        "pairs": pairs,
-    }
-
-
-@torch.inference_mode()
-def peak(row: str, side: str, at: Setting) -> dict[str, float]:
-    """MB of this process at most, and how much of them running the row added."""
-    run = {"ours": ours, "theirs": theirs}[side](row, at)
+def serve(row: str, name: str, at: Setting, output: Path) -> None:
+    """A `Side`'s process: writes what the first run gives, says what it took, then runs for every line that comes."""
+    if name == "ours":
+        keep_freed_memory()  # as `worldline.load` does
+    run = {"ours": ours, "theirs": theirs}[name](row, at)
     if at.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        most = torch.cuda.max_memory_allocated()
-        return {"peak_mb": most / 2**20, "added_mb": (most - before) / 2**20}
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not the row's
-    before = resident("VmRSS")
-    run()
-    return {"peak_mb": resident("VmHWM"), "added_mb": resident("VmHWM") - before}
+        before = torch.cuda.memory_allocated() / 2**20
+        out = run()
+        most = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not the row's
+        before = resident("VmRSS")
+        out = run()
+        most = resident("VmHWM")
+    np.save(output, out.float().cpu().numpy())
+    del out
+    print(json.dumps({"peak_mb": most, "added_mb": most - before}), flush=True)
+    for _ in sys.stdin:
+        print(finished(run, at.device), flush=True)
 
 
 def resident(field: str) -> float:
@@ -245,14 +264,26 @@ def resident(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def measured(row: str, args: argparse.Namespace, mine: Setting, other: Setting) -> dict[str, Any]:
-    """Time and memory of one row."""
-    found = timed(row, mine, other, args.pairs)
-    for side in ("theirs", "ours"):
-        command = [sys.executable, "-m", "benchmarks.vs_diffusers", *sys.argv[1:], "--rows", row, "--child", side]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found |= {f"{side}_{key}": value for key, value in json.loads(output).items()}
-    return found
+def measured(row: str, pairs: int) -> dict[str, Any]:
+    """Time and memory of one row: both sides in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [Side(name, row, Path(folder) / f"{name}.npy") for name in ("theirs", "ours")]
+        a, b = (np.load(side.output) for side in sides)
+        times = [[side.seconds() for side in sides] for _ in range(pairs)]
+        for side in sides:
+            side.close()
+    ratios = sorted(t / o for t, o in times)
+    memory = {
+        f"{name}_{key}": v for name, s in zip(("theirs", "ours"), sides, strict=True) for key, v in s.memory.items()
+    }
+    return memory | {
+        "difference": float(np.linalg.norm(a - b) / np.linalg.norm(a)),
+        "theirs_s": statistics.median(t for t, _ in times),
+        "ours_s": statistics.median(o for _, o in times),
+        "ratio": statistics.median(ratios),
+        "spread": [ratios[0], ratios[-1]],
+        "pairs": pairs,
+    }
 
 
 def line(row: str, found: dict[str, Any]) -> str:
@@ -276,7 +307,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--child", default=None, help=argparse.SUPPRESS)  # the side whose memory is measured
+    parser.add_argument("--child", default=None, help=argparse.SUPPRESS)  # the side that this process is
+    parser.add_argument("--output", type=Path, default=None, help=argparse.SUPPRESS)  # where it writes what it gives
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
@@ -287,13 +319,12 @@ def main() -> None:
     if unknown:
         parser.error(f"--rows {unknown[0]}: one of {', '.join((*GRIDS, *CLIPS))}")
     if args.child:
-        print(json.dumps(peak(rows[0], args.child, mine if args.child == "ours" else other)))
-        return
+        return serve(rows[0], args.child, mine if args.child == "ours" else other, args.output)
     print(f"{args.model}, {args.dtype}, theirs {args.theirs or args.dtype}, {args.threads} threads, {args.device}")
     print(f"{'':15} {'theirs s':>9} {'ours s':>9}  ratio [range]     peak MB: theirs, ours   added MB        differ")
     everything = {}
     for row in rows:
-        everything[row] = measured(row, args, mine, other)
+        everything[row] = measured(row, args.pairs)
         print(line(row, everything[row]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(everything, indent=2))
