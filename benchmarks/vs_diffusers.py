@@ -273,9 +273,7 @@ def measured(row: str, pairs: int) -> dict[str, Any]:
         for side in sides:
             side.close()
     ratios = sorted(t / o for t, o in times)
-    memory = {
-        f"{name}_{key}": v for name, s in zip(("theirs", "ours"), sides, strict=True) for key, v in s.memory.items()
-    }
+    memory = {f"{side.name}_{key}": value for side in sides for key, value in side.memory.items()}
     return memory | {
         "difference": float(np.linalg.norm(a - b) / np.linalg.norm(a)),
         "theirs_s": statistics.median(t for t, _ in times),
