@@ -210,10 +210,10 @@ def _inside(
 
 def _runs(queries: Segments, keys: Segments) -> list[tuple[int, int]]:
     """(first, stop) of neighbouring samples with queries of equal length that all have keys, or all have none."""
-    lengths = zip(queries.lengths, keys.lengths, strict=True)
-    kinds = [(length, others > 0) for length, others in lengths]
-    starts = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
-    return list(zip(starts, [*starts[1:], len(kinds)], strict=True))
+    asked, told = queries.lengths, [min(length, 1) for length in keys.lengths]
+    # Number by number: torch's compiler cannot hold tuples of lengths, or truth values, against each other.
+    starts = [i for i in range(len(asked)) if i == 0 or asked[i] != asked[i - 1] or told[i] != told[i - 1]]
+    return list(zip(starts, [*starts[1:], len(asked)], strict=True))
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool) -> Tensor:

@@ -80,7 +80,7 @@ def prepare(objective: Objective, crew: Crew, dtype: torch.dtype) -> dict[str, T
         if plan.recompute != "none":
             block.forward = _recomputed(block.forward, plan.recompute)
         if plan.compile:
-            block.compile(dynamic=True)
+            block.compile()
     if crew.mesh is None:
         masters = {}
         for name, weight in model.named_parameters():
