@@ -15,6 +15,7 @@ Inside, everything is (B, T, H, W, C), channels last: what the norms, the matrix
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -177,6 +178,12 @@ class Grow(nn.Module):
         self.time = nn.Linear(3 * inputs, 2 * inputs) if time else None  # taps side by side -> even and odd frame
         self.space = nn.Conv2d(inputs, outputs, 3)
 
+    @property
+    def growth(self) -> float:
+        """Numbers that come out for one that goes in."""
+        outputs, inputs = self.space.weight.shape[:2]
+        return 4 * (1 if self.time is None else 2) * outputs / inputs
+
     def forward(self, x: Tensor, history: History) -> Tensor:
         if self.time is not None:
             first, rest = (x[:, :0], x) if history.started else (x[:, :1], x[:, 1:])
@@ -208,9 +215,26 @@ class Level(nn.Module):
         h = x
         for block in self.blocks:
             h = block(h, history)
+        return self._resized(h, x, history)
+
+    def grown(self, pieces: Iterator[Tensor], history: History) -> Iterator[Tensor]:
+        """What `forward` makes of a stream, in pieces along time: the larger frames of a piece are made when they are
+        asked for. What went in is given up as soon as it is used."""
+        for h in pieces:
+            x = h if self.shortcut else None
+            for block in self.blocks:
+                h = block(h, history)
+            step = _frames(h, self.resize.growth) if isinstance(self.resize, Grow) else h.shape[1]
+            for first in range(0, h.shape[1], step):
+                part = slice(first, first + step)
+                yield from _in_pieces(self._resized(h[:, part], None if x is None else x[:, part], history))
+            del h, x  # before the next piece is made
+
+    def _resized(self, h: Tensor, x: Tensor | None, history: History) -> Tensor:
+        """The rest of a level of input `x` behind its blocks."""
         if self.resize is not None:
             h = self.resize(h, history)
-        return h + self._beside(x, history.started) if self.shortcut else h
+        return h if x is None or not self.shortcut else h + self._beside(x, history.started)
 
     def _beside(self, x: Tensor, started: bool) -> Tensor:
         if self.resize is None:
@@ -295,22 +319,34 @@ class Decoder(nn.Module):
         """The coarsest level's middle, which sees whole frames: (B, T', H', W', width)."""
         return self.middle(self.stem(self.latent(z), history), history)
 
-    def local(self, h: Tensor, history: History, level: int = 0) -> Tensor:
-        """All levels from `level` on. Each takes its frames in pieces, and a piece is finished before the next: a frame
-        is largest at the end, so that a chunk that fills the first level would fill memory at the last."""
-        if level == len(self.levels):
-            return self.head(self.norm.silu(h, spent=True), history)
+    def local(self, h: Tensor, history: History) -> Tensor:
+        """All levels. A piece of frames is finished before the next: a frame is largest at the end, so that a chunk that
+        fills the first level would fill memory at the last."""
+        pieces = _in_pieces(h)
+        for level in self.levels:
+            assert isinstance(level, Level)
+            pieces = level.grown(pieces, history)
         made = []
-        for piece in h.split(_piece(h), dim=1):
-            made.append(self.local(self.levels[level](piece, history), history, level + 1))
+        for piece in pieces:
+            made.append(self.head(self.norm.silu(piece, spent=True), history))
             history.started = True  # a stream's first frame is in its first piece
+            del piece
         return torch.cat(made, dim=1) if len(made) > 1 else made[0]
 
 
-def _piece(h: Tensor) -> int:
-    """How many frames of (B, T, H, W, C) a level takes at a time: all of them where they are kept for a backward."""
-    frame = h[:, :1].numel() * h.element_size()
-    return h.shape[1] if torch.is_grad_enabled() else max(1, PIECE_BYTES // frame)
+def _in_pieces(x: Tensor) -> Iterator[Tensor]:
+    """(B, T, H, W, C) in as many frames as a level takes at a time. Nothing here keeps a piece that was given out."""
+    pieces = list(x.split(_frames(x), dim=1))
+    del x
+    while pieces:
+        yield pieces.pop(0)
+
+
+def _frames(h: Tensor, growth: float = 1.0) -> int:
+    """How many frames of (B, T, H, W, C), which grow so much, are worked on together: all where they are kept for a
+    backward."""
+    frame = growth * h[:, :1].numel() * h.element_size()
+    return h.shape[1] if torch.is_grad_enabled() else max(1, int(PIECE_BYTES // frame))
 
 
 class CausalVAE(VideoCodec):
