@@ -320,8 +320,8 @@ class Decoder(nn.Module):
         return self.middle(self.stem(self.latent(z), history), history)
 
     def local(self, h: Tensor, history: History) -> Tensor:
-        """All levels. A piece of frames is finished before the next: a frame is largest at the end, so that a chunk that
-        fills the first level would fill memory at the last."""
+        """All levels. A piece of frames is finished before the next is made: a frame is largest at the end, and a chunk
+        that fills the first level would fill memory at the last."""
         pieces = _in_pieces(h)
         for level in self.levels:
             assert isinstance(level, Level)
