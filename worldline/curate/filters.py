@@ -165,21 +165,26 @@ def _flow_finder() -> Any:
 
 
 def _similarity(flow: np.ndarray) -> tuple[float, float, float, float]:
-    """Shift in pixels, zoom and turn of the picture's middle: least squares, thrice reweighted towards the majority."""
-    seen = flow[4::8, 4::8].astype(np.float64)
-    basis = _similarities(*seen.shape[:2])  # (n, 2, 4)
-    seen = seen.reshape(-1, 2)
-    found = np.array([_middle(seen[:, 0]), _middle(seen[:, 1]), 0.0, 0.0])
+    """Shift in pixels, zoom and turn of the picture's middle: least squares, thrice reweighted towards the majority.
+
+    In complex numbers a similarity moves a point z by shift + (zoom + i turn) z, a line that is fitted in closed form.
+    """
+    sparse = flow[4::8, 4::8]
+    if not sparse.size:
+        return 0.0, 0.0, 0.0, 0.0
+    seen = sparse.reshape(-1, 2).astype(np.float64).view(np.complex128)[:, 0]
+    points, squares = _points(*sparse.shape[:2])
+    shift, factor = complex(_middle(seen.real), _middle(seen.imag)), 0j
     for _ in range(3):
-        off = seen - basis @ found
-        distance = np.sqrt((off * off).sum(1))
+        distance = np.abs(seen - shift - factor * points)
         weight = 1 / (1 + (distance / (0.1 + _middle(distance))) ** 2)
-        weighted = (basis * weight[:, None, None]).reshape(-1, 4)
-        found = np.linalg.solve(weighted.T @ basis.reshape(-1, 4) + _RIDGE, weighted.T @ seen.ravel())
-    return tuple(found.tolist())
-
-
-_RIDGE = 1e-9 * np.eye(4)
+        total = weight.sum()
+        middle, mean = weight @ points / total, weight @ seen / total
+        spread = weight @ squares - total * abs(middle) ** 2
+        factor = np.vdot(weight * points, seen) - total * middle.conjugate() * mean
+        factor = factor / spread if spread > 1e-9 else 0j  # a single point does not turn
+        shift = mean - factor * middle
+    return shift.real, shift.imag, factor.real, factor.imag
 
 
 def _middle(values: np.ndarray) -> float:
@@ -189,11 +194,11 @@ def _middle(values: np.ndarray) -> float:
 
 
 @cache
-def _similarities(rows: int, columns: int) -> np.ndarray:
-    """(rows columns, 2, 4): u = x + zoom p - turn q, then v = y + turn p + zoom q, at points (p, q) 8 pixels apart."""
-    q, p = (8.0 * (axis - axis.mean()).ravel() for axis in np.mgrid[:rows, :columns])
-    one, none = np.ones_like(p), np.zeros_like(p)
-    return np.stack([np.stack([one, none, p, -q], 1), np.stack([none, one, q, p], 1)], 1)
+def _points(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points 8 pixels apart around the middle, across + i down, and the squares of their distances from it, both
+    (rows columns,)."""
+    down, across = (8.0 * (axis - axis.mean()).ravel() for axis in np.mgrid[:rows, :columns])
+    return across + 1j * down, across**2 + down**2
 
 
 def _largest_change(before: np.ndarray, after: np.ndarray) -> float:

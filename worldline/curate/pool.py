@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from worldline.nn.memory import keep_freed_memory
+
 ATTEMPTS = 3  # a process that something kills is started again; what kills it thrice is the file
 SERVER_IMPORTS = ["av", "cv2", "scenedetect", "worldline.curate.examine"]
 
@@ -128,6 +130,7 @@ def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, .
     limit = int(caps.time(size)) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     os.nice(1)  # whoever waits for the results comes first
+    keep_freed_memory()  # every frame makes what the one before it gave up
     try:
         answer = {"value": work(*arguments)}
     except MemoryError:

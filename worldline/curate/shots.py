@@ -9,6 +9,7 @@ fast, leaves E near the line.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -170,8 +171,9 @@ def _evidence(
     apart = 1 + _energy(grey[starts + span].astype(np.float32) - grey[starts])
     bend = np.zeros(len(starts))
     line = b - a
+    length = np.einsum("nm,nm->n", line, line)
     for t in shares:
-        along = ((pictures[starts + round(t * span)] - a) * line).mean(1) / (line**2).mean(1)
+        along = np.einsum("nm,nm->n", pictures[starts + round(t * span)] - a, line) / length
         bend = np.maximum(bend, np.abs(along - t))
     # What moves smoothly changes before and after as well.
     aside = max(2, span // 4)
@@ -190,12 +192,17 @@ def _evidence(
 
 def _energy(grey: np.ndarray) -> np.ndarray:
     """(n,) mean square of the differences of neighbours, of (n, h, w)."""
-    down, across = np.diff(grey, axis=1), np.diff(grey, axis=2)
-    return (down * down).mean((1, 2)) + (across * across).mean((1, 2))
+    return _mean_square(np.diff(grey, axis=1)) + _mean_square(np.diff(grey, axis=2))
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.sqrt(((a - b.astype(np.float32)) ** 2).mean(1))
+    return np.sqrt(_mean_square(a - b.astype(np.float32)))
+
+
+def _mean_square(x: np.ndarray) -> np.ndarray:
+    """(n,) of float32 (n, ...)."""
+    rows = x.reshape(len(x), math.prod(x.shape[1:]))
+    return np.einsum("nm,nm->n", rows, rows) / rows.shape[1]
 
 
 def _flat(pictures: np.ndarray) -> np.ndarray:
