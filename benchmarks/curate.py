@@ -13,14 +13,16 @@ Two rivals more: `sharing`, the same loop whose author makes the small picture a
 them to all functions; `again`, which opens and decodes the film once for each question.
 
 All must come to the same decisions, or this fails: the same ranges, kept and dropped for the same reasons, figures
-aside (pixels that are reduced in another way differ by a level or two). Processor times of one thread, taken in turns;
-ratios are medians of pairs.
+aside (pixels that are reduced in another way differ by a level or two). Processor times of one thread, taken in turns,
+each in a process of its own that a warm one forks; ours keeps freed memory, as it does in curation. Ratios are medians
+of pairs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import statistics
 import sys
@@ -53,11 +55,25 @@ from worldline.records import Clip, Decision
 Row = tuple[int, int, bool, str]  # first frame, end frame, kept, reason without figures
 
 
-def cost(work: Callable[[], Any]) -> float:
-    """Processor seconds of one call, of all threads."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def cost(work: Callable[[], Any], kept: bool = True) -> float:
+    """Processor seconds of one call in a process of its own, as curation gives one to every file; `kept` as there:
+    whether freed memory stays with it."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        if kept:
+            keep_freed_memory()
+        start = time.process_time()
+        work()
+        sender.send(time.process_time() - start)
+
+    process = context.Process(target=run)
+    process.start()
+    sender.close()
+    seconds = float(receiver.recv())
+    process.join()
+    return seconds
 
 
 def excerpt(film: Path, seconds: float, folder: Path) -> Path:
@@ -289,7 +305,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    keep_freed_memory()  # as the pool does; the plain loop gains by it, too
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for film in args.films:
