@@ -31,3 +31,15 @@ def test_small_pictures_are_those_of_the_file(height: int, width: int, pixel_for
         small = cv2.resize(frame[..., ::-1], picture.shape[1::-1], interpolation=cv2.INTER_AREA)
         assert psnr(small, picture) > 33
         assert np.abs(small.astype(float) - picture).mean((0, 1)).max() < 2.5
+
+
+def test_pictures_with_checksums_are_finished_before_they_are_checked(tmp_path: Path) -> None:
+    """HEVC with frames that no other refers to, whose edges a pass over H.264 leaves as they are."""
+    options = {"x265-params": "hash=1:bframes=4:b-pyramid=0:log-level=none", "crf": "30"}
+    clip = ball_clip(20, 128, 192)
+    path = write_foreign(
+        tmp_path / "clip.mp4", clip, "libx265", prepare=lambda stream: setattr(stream, "options", options)
+    )
+    with Scan(path, 90) as scan:
+        assert sum(1 for _ in scan) == 20
+        assert scan.damaged == 0

@@ -77,12 +77,10 @@ class Scan:
         self.container = open_container(path, max_pixels)
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "NONE"
-        # Edges of blocks are not smoothed in frames that no other is predicted from: unseen once they are small, and up
-        # to a fifth of the decoder's time.
-        options = {"skip_loop_filter": "noref"}
-        if self.stream.codec_context.name in SILENT_DECODERS:
-            options["err_detect"] = "explode+crccheck"
-        self.stream.codec_context.options = options
+        if self.stream.codec_context.name in SILENT_DECODERS:  # a checksum is that of a finished picture
+            self.stream.codec_context.options = {"err_detect": "explode+crccheck"}
+        else:  # edges of blocks stay in frames that no other needs: unseen in small ones, a fifth of the decoder's time
+            self.stream.codec_context.options = {"skip_loop_filter": "noref"}
         self.short_side, self.max_pixels = short_side, max_pixels
         self.header = _header(self.container, self.stream)
         self.decoder, self._front = _stricter(self.stream), None
