@@ -228,11 +228,13 @@ def _halved(frame: VideoFrame, small: tuple[int, int]) -> VideoFrame:
     import av
     import cv2
 
+    if frame.format.name not in ("yuv420p", "yuvj420p"):
+        return frame
     times, width, height = 0, frame.width, frame.height
     # Planes of chroma have half of each side and must come out even, too.
     while width % 4 == height % 4 == 0 and width >= 2 * small[0] and height >= 2 * small[1]:
         times, width, height = times + 1, width // 2, height // 2
-    if times < 2 or frame.format.name not in ("yuv420p", "yuvj420p"):
+    if times < 2:
         return frame
     near = av.VideoFrame(width, height, frame.format.name)
     near.colorspace, near.color_range = frame.colorspace, frame.color_range

@@ -215,7 +215,7 @@ class Level(nn.Module):
         h = x
         for block in self.blocks:
             h = block(h, history)
-        return self._resized(h, x, history)
+        return self._resized(h, x if self.shortcut else None, history)
 
     def grown(self, pieces: Iterator[Tensor], history: History) -> Iterator[Tensor]:
         """What `forward` makes of a stream, in pieces along time: the larger frames of a piece are made when they are
@@ -231,10 +231,10 @@ class Level(nn.Module):
             del h, x  # before the next piece is made
 
     def _resized(self, h: Tensor, x: Tensor | None, history: History) -> Tensor:
-        """The rest of a level of input `x` behind its blocks."""
+        """The rest of a level behind its blocks; `x`, its input, where there is a shortcut."""
         if self.resize is not None:
             h = self.resize(h, history)
-        return h if x is None or not self.shortcut else h + self._beside(x, history.started)
+        return h if x is None else h + self._beside(x, history.started)
 
     def _beside(self, x: Tensor, started: bool) -> Tensor:
         if self.resize is None:
