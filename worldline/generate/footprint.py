@@ -53,12 +53,20 @@ def _hollow(kind: Any, config: Any, dtype: torch.dtype) -> Any:
 
 @lru_cache(maxsize=4096)
 def traced(
-    kind: Any, config: Any, dtype: torch.dtype, way: str, alone: bool, frames: int, height: int, width: int
+    kind: Any,
+    config: Any,
+    dtype: torch.dtype,
+    way: str,
+    alone: bool,
+    frames: int,
+    height: int,
+    width: int,
+    scale: float = 1.0,
 ) -> tuple[int, int]:
     """Peak bytes of a stream's second chunk of so many latent frames, or of its only one where it is `alone`; and bytes
-    of what comes out."""
+    of what comes out. As many frames are worked on together as if they were `scale` times as large."""
     vae: VideoCodec = _hollow(kind, config, dtype)
-    history = History()
+    history = History(scale=scale)
     c = vae.config
     with torch.no_grad(), Ledger() as ledger:
         for count in (frames,) if alone else (1, frames):
@@ -92,14 +100,12 @@ def coding_bytes(
     """Peak bytes of `way` ("decode_chunk", "encode_chunk", or a part of them) over so many latent frames at a time, or
     once where they are `alone`.
 
-    Larger frames are followed from two small ones: beside what its layers hold, which grows as the area and as the
-    frames do, an autoencoder holds the same for all.
+    Larger frames are followed from two small ones that are worked on as they are: what layers hold grows as the area
+    does, beside what is the same for all.
     """
     model: tuple[Any, ...] = (type(vae), vae.config, dtype, way, alone)
-    if height * width <= SMALL:
+    area, least, most = height * width, 16 * 12, 16 * 16
+    if area <= SMALL:
         return traced(*model, frames, height, width)[0]
-    few = min(2, frames) if alone else 1  # a first latent frame alone has less behind it than any other
-    small, large, more = (traced(*model, f, 16, w)[0] for f, w in ((few, 12), (few, 16), (few + 1, 12)))
-    slope = (large - small) / (16 * 4)
-    growth = (more - small) / (16 * 12)
-    return small + slope * (height * width - 16 * 12) + growth * (frames - few) * height * width
+    small, large = (traced(*model, frames, 16, cells // 16, area / cells)[0] for cells in (least, most))
+    return small + (large - small) / (most - least) * (area - least)

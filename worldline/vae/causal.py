@@ -224,10 +224,11 @@ class Level(nn.Module):
             x = h if self.shortcut else None
             for block in self.blocks:
                 h = block(h, history)
-            step = _frames(h, self.resize.growth) if isinstance(self.resize, Grow) else h.shape[1]
+            step = _frames(h, self.resize.growth * history.scale) if isinstance(self.resize, Grow) else h.shape[1]
             for first in range(0, h.shape[1], step):
                 part = slice(first, first + step)
-                yield from _in_pieces(self._resized(h[:, part], None if x is None else x[:, part], history))
+                beside = None if x is None else x[:, part]
+                yield from _in_pieces(self._resized(h[:, part], beside, history), history.scale)
             del h, x  # before the next piece is made
 
     def _resized(self, h: Tensor, x: Tensor | None, history: History) -> Tensor:
@@ -322,7 +323,7 @@ class Decoder(nn.Module):
     def local(self, h: Tensor, history: History) -> Tensor:
         """All levels. A piece of frames is finished before the next is made: a frame is largest at the end, and a chunk
         that fills the first level would fill memory at the last."""
-        pieces = _in_pieces(h)
+        pieces = _in_pieces(h, history.scale)
         for level in self.levels:
             assert isinstance(level, Level)
             pieces = level.grown(pieces, history)
@@ -334,15 +335,15 @@ class Decoder(nn.Module):
         return torch.cat(made, dim=1) if len(made) > 1 else made[0]
 
 
-def _in_pieces(x: Tensor) -> Iterator[Tensor]:
+def _in_pieces(x: Tensor, scale: float) -> Iterator[Tensor]:
     """(B, T, H, W, C) in as many frames as a level takes at a time. Nothing here keeps a piece that was given out."""
-    pieces = list(x.split(_frames(x), dim=1))
+    pieces = list(x.split(_frames(x, scale), dim=1))
     del x
     while pieces:
         yield pieces.pop(0)
 
 
-def _frames(h: Tensor, growth: float = 1.0) -> int:
+def _frames(h: Tensor, growth: float) -> int:
     """How many frames of (B, T, H, W, C), which grow so much, are worked on together: all where they are kept for a
     backward."""
     frame = growth * h[:, :1].numel() * h.element_size()

@@ -66,10 +66,13 @@ class Cut:
 
 
 class History:
-    """What a causal stream remembers: for each layer that looks back, the last frames of its input."""
+    """What a causal stream remembers: for each layer that looks back, the last frames of its input.
 
-    def __init__(self, started: bool = False) -> None:
-        self.started = started
+    `scale`: how many times as large the frames are that its frames stand for; other than 1 where memory is foreseen.
+    """
+
+    def __init__(self, started: bool = False, scale: float = 1.0) -> None:
+        self.started, self.scale = started, scale
         self._last: dict[nn.Module, Tensor] = {}
 
     def past(self, owner: nn.Module) -> Tensor | None:
