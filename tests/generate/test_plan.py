@@ -27,7 +27,8 @@ from worldline.generate.load import Deferred
 from worldline.generate.pipeline import Pipeline
 from worldline.generate.plan import Setting, check, fitting_cut, plan
 from worldline.generate.request import Request, free_memory
-from worldline.vae.causal import CausalVAE, CausalVAEConfig
+from worldline.nn.hollow import bare
+from worldline.vae.causal import WAN_2_1, WAN_2_2, CausalVAE, CausalVAEConfig
 from worldline.vae.codec import Cut
 from worldline.vae.hunyuan import HunyuanVAE, HunyuanVAEConfig
 from worldline.vae.model import MICRO, VideoVAE
@@ -96,6 +97,19 @@ def test_large_frames_follow_from_small_ones() -> None:
                 guess = coding_bytes(vae, torch.float32, way, 3, 30, 40, alone)
                 exact, _ = traced(type(vae), vae.config, torch.float32, way, alone, 3, 30, 40)
                 assert guess == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("config", [WAN_2_1, WAN_2_2], ids=["2.1", "2.2"])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_large_frames_are_foreseen_in_their_own_pieces(config: CausalVAEConfig, frames: int) -> None:
+    """Levels of Wan's decoder take the fewer frames at a time the larger those are: small ones would say three times
+    too much."""
+    with bare():
+        vae = CausalVAE(config)
+    for way in ("decode_chunk", "encode_chunk"):
+        guess = coding_bytes(vae, torch.bfloat16, way, frames, 34, 60)
+        exact, _ = traced(CausalVAE, config, torch.bfloat16, way, False, frames, 34, 60)
+        assert guess == pytest.approx(exact, rel=0.01)
 
 
 def test_more_of_anything_takes_more(shipped: Outline) -> None:

@@ -65,6 +65,8 @@ class Ledger(TorchDispatchMode):
         tensors = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
         if not any(isinstance(value, Hollow) or value.device.type == "meta" for value in tensors):
             return func(*args, **kwargs)
+        if isinstance(kwargs.get("out"), Hollow):  # nothing to work out, and torch takes 0.2 ms for that
+            return kwargs["out"]
         known = {id(value.meta): value for value in tensors if isinstance(value, Hollow)}
         read = {_storage(_meta(value)) for value in tensors}
         inner = {name: _mapped(_meta, value) for name, value in kwargs.items()}
