@@ -412,7 +412,7 @@ def test_a_plan_is_of_the_loaded_model(folder: Path, parts: Parts) -> None:
     assert (made.tokens, made.samples, read.samples) == (request.tokens.count, 2, 3)
     assert made.flops == 2 * request.steps * parts.dit.flops(made.tokens, opensora.T5_TOKENS)
     assert str(made.cut) == "4 latent frames at a time, exact"  # all of them: it fits
-    rest = planning.weights(outline, where) + max(outline.stored.values()) + planning.WORKSPACE
+    rest = planning.weights(outline, where) + planning.LOT + planning.WORKSPACE
     assert read.peak < rest + planning._loosely(outline, request, dataclasses.replace(where, reads=True), made.cut)
 
 

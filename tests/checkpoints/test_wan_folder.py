@@ -375,7 +375,7 @@ def test_a_plan_is_of_the_loaded_model(kind: str, family: Callable[[str], Path],
     assert made.experts == 1 + ("experts" in kind)
     assert made.stages == planning.plan(alone, request, where).stages  # of two experts one is in memory
     cut = standard_cut(*dataclasses.astuple(grid.latent(request.padded))[1:])
-    rest = planning.weights(outline, where) + max(outline.stored.values()) + planning.WORKSPACE
+    rest = planning.weights(outline, where) + planning.LOT + planning.WORKSPACE
     assert made.peak < rest + planning._loosely(outline, request, where, cut)
     half = save_pretrained(parts, tmp_path / "half", "bfloat16")
     assert (outline.half, Outline.of_folder(half).half) == (None, torch.bfloat16)

@@ -95,23 +95,26 @@ class Parts:
     experts: tuple[Piece[DiT], Piece[DiT]] | None = None
 
 
-def load_parts(path: str | Path | None = None) -> Parts:
+def load_parts(
+    path: str | Path | None = None, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Parts:
     """Read a whole model folder (None: the shipped model), or a hub id's; modules in eval mode.
 
-    Our own weights become float32, those of a public model stay as they are stored. Raises UserError for a folder that
-    is missing, damaged, foreign, or whose weights do not fit their configs: all misfits of all parts at once, before
-    any weights are read.
+    The transformer and the autoencoder are read into `dtype` and onto `device`. Where nothing is given, our own weights
+    become float32 and those of a public model stay as they are stored. Raises UserError for a folder that is missing,
+    damaged, foreign, or whose weights do not fit their configs: all misfits of all parts at once, before any weights
+    are read.
     """
     folder = layout.check(path)
     family = layout.family(folder)
     if family == families.OPENSORA:
         from worldline.checkpoints import opensora
 
-        return opensora.load(folder)
+        return opensora.load(folder, dtype, device)
     if family != PIPELINE_CLASS:
         from worldline.checkpoints import wan
 
-        return wan.load(folder)
+        return wan.load(folder, dtype, device)
     vae_values = layout.config(folder, "vae")
     whitening = Whitening.from_dict(vae_values.pop("whitening", {}))
     vae = _own(folder / "vae", partial(VideoVAE, config_of(VAEConfig, vae_values, folder / "vae")))
@@ -122,8 +125,8 @@ def load_parts(path: str | Path | None = None) -> Parts:
     keymap.check(pieces)
     scheduler = config_of(SchedulerConfig, layout.config(folder, "scheduler"), folder / "scheduler")
     return Parts(
-        vae.load(torch.float32),
-        dit.load(torch.float32),
+        vae.load(dtype or torch.float32, device),
+        dit.load(dtype or torch.float32, device),
         text.load(torch.float32) if isinstance(text, Piece) else text,
         whitening,
         scheduler,

@@ -12,13 +12,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from worldline.checkpoints.weights import Weights, listed
+from worldline.checkpoints.weights import MB, Weights, listed
 from worldline.errors import UserError
 from worldline.nn.hollow import bare
 
 Pack = Callable[[Sequence[Tensor]], Tensor]
 Unpack = Callable[[Tensor], Sequence[Tensor]]
 Module = TypeVar("Module", bound=nn.Module)
+LOT = 256 * MB  # of tensors that are read before their files are let go of
 
 
 @dataclass(frozen=True)
@@ -149,28 +150,50 @@ class Piece(Generic[Module]):
         }  # fmt: skip
         return "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names)
 
-    def load(self, dtype: torch.dtype | None = None) -> Module:
-        """The module, frozen and in eval mode, with its weights in `dtype`, or as they are stored.
+    def load(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Module:
+        """The module, frozen and in eval mode, with its weights in `dtype` and on `device`, or as they are stored.
 
-        A tensor is read when its turn comes, so that they are in memory once. Raises UserError for a misfit.
+        They are in memory once: in the files where they are taken as they are, and of what is made of others, those
+        leave it in lots of `LOT` bytes. Raises UserError for a misfit.
         """
         check([self])
         module = self.empty()
-        self.fill(module, dtype)
+        self.fill(module, dtype, device)
         return module
 
     def fill(self, module: Module, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
         """Reads the weights into a module without any, as `load` does."""
-        weights = {entry.ours: self._read(entry, dtype, device) for entry in self.table}
-        module.load_state_dict(weights, assign=True)
+        made: dict[str, Tensor] = {}
+        shared: list[Entry] = []  # stay in the file, which then stays whole: after those that are made of others
+        lot = 0
+        for entry in self.table:
+            parts = [self.weights[name] for name in entry.theirs]
+            value = entry.pack(parts).to(device, dtype)
+            if _memory(value) in map(_memory, parts):
+                shared.append(entry)
+            else:
+                made[entry.ours] = value
+                lot += sum(part.nbytes for part in parts)
+            del parts, value
+            if lot > LOT:
+                self._close()
+                lot = 0
+        self._close()
+        made |= {entry.ours: entry.pack([self.weights[name] for name in entry.theirs]) for entry in shared}
+        module.load_state_dict(made, assign=True)
 
-    def _read(self, entry: Entry, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
-        return entry.pack([self.weights[name] for name in entry.theirs]).to(device, dtype)
+    def _close(self) -> None:
+        if isinstance(self.weights, Weights):
+            self.weights.close()
 
     def empty(self) -> Module:
         """The module on the meta device: its config and shapes, and no weights; frozen and in eval mode."""
         with bare():
             return self.build().eval().requires_grad_(False)
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def check(pieces: Iterable[Piece[Any]]) -> None:

@@ -12,6 +12,8 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from worldline.checkpoints import families, hunyuan_vae, keymap, layout, t5
 from worldline.checkpoints.folder import Parts, SchedulerConfig
 from worldline.checkpoints.hunyuan_vae import SCALING
@@ -138,8 +140,8 @@ def _count(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
 # ---- a whole folder ----------------------------------------------------------------------------
 
 
-def load(folder: Path) -> Parts:
-    """A checked folder of Open-Sora 2.0, weights in the type that they are stored in, but for CLIP's float32.
+def load(folder: Path, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Parts:
+    """A checked folder of Open-Sora 2.0, CLIP in float32; `dtype` and `device` as of `load_parts`.
 
     Raises UserError for parts that do not fit their names, or each other: all misfits at once, before weights are read.
     """
@@ -154,7 +156,14 @@ def load(folder: Path) -> Parts:
         HFText(clip_place, max_tokens=CLIP_TOKENS),
     )
     whitening = hunyuan_vae.whitening(vae.empty().config.latent_channels)
-    return Parts(vae.load(), dit.load(), text, whitening, SchedulerConfig(spacing="opensora"), layout.defaults(folder))
+    return Parts(
+        vae.load(dtype, device),
+        dit.load(dtype, device),
+        text,
+        whitening,
+        SchedulerConfig(spacing="opensora"),
+        layout.defaults(folder),
+    )
 
 
 def piece_of(folder: Path) -> Piece[MMDiT]:

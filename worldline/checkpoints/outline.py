@@ -37,7 +37,7 @@ class Outline:
         vae, dit: on the meta device; where there are two experts, both are as `dit`.
         text_rows, image_rows: rows of states that a prompt has at most, and that a model is told of pictures.
         stored: bytes of each component's files.
-        loaded: bytes of each component's parameters once they are read, see `together`.
+        loaded: bytes of each component's parameters in the types that they are read into unless another is given.
         half: the half-precision type that its transformer is stored in and computed with, if that is one.
         foreign_text: whether its text encoder comes through transformers.
     """
@@ -71,8 +71,7 @@ class Outline:
         if clip.PART in entries:  # of a whole CLIP the image tower alone
             tower = clip.weights_of(folder).shapes.items()
             loaded[clip.PART] = sum(4 * value.numel() for name, value in tower if not name.endswith(clip.UNUSED))
-        half = None if own else _half(entries["transformer"])
-        return Outline(vae, dit, rows, stored, loaded, _image_rows(folder, dit), half, foreign_text=not own)
+        return Outline(vae, dit, rows, stored, loaded, _image_rows(folder, dit), half_of(folder), foreign_text=not own)
 
     @staticmethod
     def of_parts(parts: Parts) -> Outline:
@@ -84,11 +83,6 @@ class Outline:
         loaded = {name: _bytes(part) for name, part in modules.items() if isinstance(part, nn.Module)}
         images = 0 if parts.image is None else _patches(parts.image) * (2 if dit.config.image_positions else 1)
         return Outline(vae, dit, _rows_of(parts.text), dict(loaded), loaded, images)
-
-    @property
-    def together(self) -> dict[str, int]:
-        """Of `loaded` what is in memory at once: of two experts one."""
-        return {part: size for part, size in self.loaded.items() if part != SECOND}
 
     def parameters(self, part: str) -> int:
         """Of one of `COMPUTED`."""
@@ -102,11 +96,15 @@ def _stored(entry: TensorEntry) -> int:
     return entry.count * WIDTHS.get(entry.dtype, 4)
 
 
-def _half(entries: list[TensorEntry]) -> torch.dtype | None:
-    """The half-precision type of most weights, if it is one, as `pipeline.half_of` finds it in modules."""
+def half_of(folder: Path) -> torch.dtype | None:
+    """The half-precision type of most weights of a public model's transformer, if it is one, as `device.half_of` finds
+    it in modules: that it is computed with. `folder` is a checked one."""
+    if layout.family(folder) == layout.PIPELINE_CLASS:
+        return None
     counts: Counter[str] = Counter()
-    for entry in entries:
-        counts[entry.dtype] += entry.count
+    for file in layout.weight_files(folder, "transformer"):
+        for entry in read_header(file):
+            counts[entry.dtype] += entry.count
     most = FLOATS.get(counts.most_common(1)[0][0]) if counts else None
     return most if most in (torch.float16, torch.bfloat16) else None
 

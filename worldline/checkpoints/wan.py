@@ -248,8 +248,8 @@ SCHEDULER = {  # as diffusers' folders of Wan have it
 }
 
 
-def load(folder: Path) -> Parts:
-    """A checked folder of the Wan family, or of its authors, weights in the type that they are stored in.
+def load(folder: Path, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Parts:
+    """A checked folder of the Wan family, or of its authors; `dtype` and `device` as of `load_parts`.
 
     Raises UserError for parts that are missing, foreign or do not fit: all misfits at once, before weights are read.
     """
@@ -278,8 +278,8 @@ def load(folder: Path) -> Parts:
         model=t5.load(text),
     )
     return Parts(
-        vae.load(),
-        dit.load(),
+        vae.load(dtype, device),
+        dit.load(dtype, device),
         encoder,
         whitening,
         scheduler,

@@ -55,6 +55,11 @@ class Weights(Mapping[str, Tensor]):
             raise UserError(f"--model {file} cannot be read ({error}); copy the model folder again") from None
         return tensor
 
+    def close(self) -> None:
+        """Let go of the files: what was read of them leaves memory, but for files of which a tensor is in use. They are
+        opened again when something is asked for."""
+        self._open.clear()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

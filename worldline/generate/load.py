@@ -10,7 +10,7 @@ import torch
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import load_parts, model_hash
-from worldline.checkpoints.outline import Outline
+from worldline.checkpoints.outline import Outline, half_of
 from worldline.generate.device import check_compiler, chosen_device, fast_dtype
 from worldline.generate.pipeline import Pipeline
 from worldline.generate.plan import Setting, fitting_cut, setting
@@ -33,9 +33,12 @@ def load(
     """
     keep_freed_memory()
     folder = layout.check(path)
+    chosen = chosen_device(device)
     if compiled:
-        check_compiler(chosen_device(device))
-    pipeline = Pipeline(load_parts(folder), model_hash(folder), device, dtype, folder, max_memory)
+        check_compiler(chosen)
+    dtype = dtype or half_of(folder) or fast_dtype(chosen)
+    parts = load_parts(folder, dtype, chosen)
+    pipeline = Pipeline(parts, model_hash(folder), chosen, dtype, folder, max_memory)
     if compiled:
         pipeline.experts.compile()
     return pipeline

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from worldline.checkpoints.keymap import LOT
 from worldline.checkpoints.outline import COMPUTED, SECOND, Outline
 from worldline.errors import UserError
 from worldline.generate import long
@@ -26,7 +27,7 @@ from worldline.vae.codec import Cut
 
 MAX_PACKED = 2**14  # tokens in one forward pass; more videos are made one group after the other
 # What the C library holds of freed tensors between living ones, and kernels of sums in float32: as measured on a CPU.
-SLACK = {torch.float32: 1.2, torch.bfloat16: 1.4}
+SLACK = {torch.float32: 1.2, torch.bfloat16: 1.5}
 WORKSPACE = 100e6  # bytes of kernels, threads and what torch loads when it first computes
 TRANSFORMERS = 155e6  # bytes of that package once it is imported
 EVALUATIONS = {"heun": 2}  # of the model in a step; one in all others
@@ -220,7 +221,7 @@ def spare(model: Outline, request: Request, where: Setting) -> float:
     """Bytes that are left in any case where frames are cut as memory is plenty; below 0 nothing is known."""
     if where.limit is None:
         return math.inf
-    unread = 0 if where.ready else weights(model, where) + max(model.stored.values())
+    unread = 0 if where.ready else weights(model, where) + LOT
     loose = _loosely(model, request, where, standard(model, request)) + unread
     return where.limit - where.held - WORKSPACE - loose
 
@@ -307,16 +308,15 @@ def weights(model: Outline, where: Setting) -> float:
 
 def _encoders(model: Outline) -> float:
     """Bytes of what stays with the machine on any device: encoders of text and pictures, and their package."""
-    sizes = (size for part, size in model.together.items() if part not in COMPUTED)
+    sizes = (size for part, size in model.loaded.items() if part not in (*COMPUTED, SECOND))
     return sum(sizes) + (TRANSFORMERS if model.foreign_text else 0)
 
 
 def loading(model: Outline, where: Setting) -> dict[str, float]:
     """Peak bytes while the model is read, and while prompts are: of the machine's own memory."""
-    base, read = where.held + WORKSPACE, sum(model.together.values())
-    host = weights(model, where) if where.device.type == "cpu" else _encoders(model)
-    largest = max(model.stored.values())  # the files that are being read lie beside what is made of them
-    return {"load": base + max(read + largest, host), "text": base + host}
+    host = where.held + WORKSPACE + (weights(model, where) if where.device.type == "cpu" else _encoders(model))
+    lot = min(LOT, max(model.stored.values()))  # of files, beside what is made of them
+    return {"load": host + lot, "text": host}
 
 
 def _frames_held(request: Request, drawn: VideoShape) -> int:
