@@ -226,12 +226,24 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(capsys.readouterr().out)
     assert set(data) == FIELDS
     assert data["drawn"] == {"frames": 21, "height": 64, "width": 80}
-    assert set(data["stages"]) == {"load", "text", "dit", "encode", "decode"}
+    assert set(data["stages"]) == {"load", "text", "dit", "decode"}
     assert data["fits"] is True
     assert main(["plan"]) == 0
     shown = capsys.readouterr().out
     assert "64x64, 17 frames" in shown
     assert "fits" in shown
+
+
+def test_a_picture_and_frames_that_are_held_are_planned_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
+    def stages(*more: str) -> dict[str, int]:
+        assert main(["plan", "--size", "512x512", "--frames", "65", "--json", *more]) == 0
+        made: dict[str, int] = json.loads(capsys.readouterr().out)["stages"]
+        return made
+
+    alone = stages()
+    assert set(stages("--image")) == {*alone, "encode"}
+    held = 2 * 3 * 65 * 512**2
+    assert stages("--long", "whole")["decode"] - alone["decode"] == pytest.approx(held, rel=0.2)  # of a living process
 
 
 @pytest.mark.parametrize("verb", [["plan"], ["generate", "a red ball"]])

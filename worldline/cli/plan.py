@@ -18,13 +18,15 @@ def add_plan(verbs: Verbs) -> None:
     add("--steps", type=number("--steps", True, "20"), default=None, help="sampler steps")
     add("--guidance-scale", type=number("--guidance-scale", example="5"), default=None, help="1 turns guidance off")
     add("--num-videos", type=number("--num-videos", True, "1"), default=1, help="how many videos")
+    add("--image", action="store_true", help="a picture is given as well (`generate --image`): it is encoded first")
     add("--long", default="auto", metavar="PLAN", help="auto, whole, sliding, long-range or hierarchy")
     add("--device", default=None, choices=("cpu", "cuda"), help="the fastest here unless given")
     add_max_memory(parser)
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    """Print the plan; where it does not fit, end as `generate` would: with the nearest that does and exit code 2."""
+    """Print the plan that `generate` makes; where it does not fit, end as that would: with the nearest that does and
+    exit code 2."""
     from worldline.checkpoints import layout
     from worldline.generate.request import Request, how_of, known_defaults, read_size, request_of
 
@@ -43,8 +45,10 @@ def run_plan(args: argparse.Namespace) -> None:
     from worldline.generate.load import setting_of
     from worldline.generate.plan import check, plan
 
-    model = Outline.of_folder(folder)
-    where = setting_of(model, folder, args.device, most, how=args.long, reads=True)
+    model, traits = Outline.of_folder(folder), layout.traits(folder)
+    streamed = how_of(args.long, traits.grid.latent(request.padded).frames, layout.defaults(folder)) != "whole"
+    about = {"how": args.long, "reads": args.image or traits.pictures > 0, "streamed": streamed}
+    where = setting_of(model, folder, args.device, most, **about)
     made = plan(model, request, where)
     emit(args, {"model": str(folder), **made.as_dict()}, "\n".join(made.lines()))
     if not made.fits:
