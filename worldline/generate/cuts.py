@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,18 +37,24 @@ def cuts(vae: VideoCodec, latent: LatentShape) -> Iterator[Cut]:
 
 
 def first_fitting(
-    vae: VideoCodec, dtype: torch.dtype, latent: LatentShape, ways: Sequence[str], room: float, slack: float
+    vae: VideoCodec,
+    dtype: torch.dtype,
+    latent: LatentShape,
+    ways: Sequence[str],
+    room: float,
+    slack: Mapping[str, float],
 ) -> tuple[Cut, dict[str, float]]:
-    """The first cut that fits into `room` bytes, or that takes least, and the bytes alive each of the `ways` ("encode",
-    "decode"), which may take `slack` times as much."""
+    """The first cut that fits into `room` bytes, or that takes least, and the bytes that each of the `ways` ("encode",
+    "decode") takes: `slack` times those alive."""
 
     def taken(cut: Cut) -> dict[str, float]:
-        return {way: coded(vae, dtype, way, cut, latent.frames, latent.height, latent.width) for way in ways}
+        shape = latent.frames, latent.height, latent.width
+        return {way: slack[way] * coded(vae, dtype, way, cut, *shape) for way in ways}
 
     best, least = None, math.inf
     for cut in cuts(vae, latent):
         sizes = taken(cut)
-        peak = slack * max(sizes.values())
+        peak = max(sizes.values())
         if peak <= room:
             return cut, sizes
         if peak < least:
