@@ -164,7 +164,7 @@ class Piece(Generic[Module]):
     def fill(self, module: Module, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
         """Reads the weights into a module without any, as `load` does."""
         made: dict[str, Tensor] = {}
-        shared: list[Entry] = []  # stay in the file, which then stays whole: after those that are made of others
+        shared: list[Entry] = []  # used where they lie in the file, so read last: until then it can be let go of
         lot = 0
         for entry in self.table:
             parts = [self.weights[name] for name in entry.theirs]
