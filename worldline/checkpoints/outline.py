@@ -5,7 +5,6 @@ Read from configs and headers alone, so that what a video would take is known be
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from worldline.checkpoints import clip, families, layout, opensora, wan
 from worldline.checkpoints.folder import Parts, config_of
 from worldline.checkpoints.headers import TensorEntry, read_header
 from worldline.checkpoints.keymap import fitting
-from worldline.checkpoints.weights import FLOATS
+from worldline.checkpoints.weights import Weights, half_of
 from worldline.dit.mmdit import MMDiT
 from worldline.dit.model import DiT, DiTConfig
 from worldline.nn.hollow import bare
@@ -71,7 +70,8 @@ class Outline:
         if clip.PART in entries:  # of a whole CLIP the image tower alone
             tower = clip.weights_of(folder).shapes.items()
             loaded[clip.PART] = sum(4 * value.numel() for name, value in tower if not name.endswith(clip.UNUSED))
-        return Outline(vae, dit, rows, stored, loaded, _image_rows(folder, dit), half_of(folder), foreign_text=not own)
+        seen, half = _image_rows(folder, dit), stored_half(folder)
+        return Outline(vae, dit, rows, stored, loaded, seen, half, foreign_text=not own)
 
     @staticmethod
     def of_parts(parts: Parts) -> Outline:
@@ -96,17 +96,12 @@ def _stored(entry: TensorEntry) -> int:
     return entry.count * WIDTHS.get(entry.dtype, 4)
 
 
-def half_of(folder: Path) -> torch.dtype | None:
-    """The half-precision type of most weights of a public model's transformer, if it is one, as `device.half_of` finds
-    it in modules: that it is computed with. `folder` is a checked one."""
+def stored_half(folder: Path) -> torch.dtype | None:
+    """The half-precision type of a public model's transformer, if it is stored in one: the type that it is computed in.
+    `folder` is a checked one."""
     if layout.family(folder) == layout.PIPELINE_CLASS:
         return None
-    counts: Counter[str] = Counter()
-    for file in layout.weight_files(folder, "transformer"):
-        for entry in read_header(file):
-            counts[entry.dtype] += entry.count
-    most = FLOATS.get(counts.most_common(1)[0][0]) if counts else None
-    return most if most in (torch.float16, torch.bfloat16) else None
+    return half_of(Weights(layout.weight_files(folder, "transformer")).shapes.values())
 
 
 def _bytes(module: nn.Module) -> int:

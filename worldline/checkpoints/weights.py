@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def half_of(weights: Iterable[Tensor]) -> torch.dtype | None:
+    """The half-precision type that most of them are stored in, if that is one: to widen them takes memory."""
+    counts: Counter[torch.dtype] = Counter()
+    for value in weights:
+        counts[value.dtype] += value.numel()
+    most = counts.most_common(1)[0][0] if counts else None
+    return most if most in (torch.float16, torch.bfloat16) else None
 
 
 def listed(keys: Iterable[str], most: int = 6) -> str:

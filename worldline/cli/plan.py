@@ -38,17 +38,17 @@ def run_plan(args: argparse.Namespace) -> None:
     length = {"seconds": args.seconds, "frames": args.frames}
     request_of(Request(""), "", **length, **given)  # the user's own values first, even where no model is
     folder = layout.check(args.model)
-    base = Request("", **known_defaults(layout.defaults(folder)), grid=layout.traits(folder).grid)
-    request = request_of(base, "", **length, **given)
+    defaults, traits = layout.defaults(folder), layout.traits(folder)
+    request = request_of(Request("", **known_defaults(defaults), grid=traits.grid), "", **length, **given)
+    streamed = how_of(args.long, traits.grid.latent(request.padded).frames, defaults) != "whole"
 
     from worldline.checkpoints.outline import Outline
     from worldline.generate.load import setting_of
     from worldline.generate.plan import check, plan
 
-    model, traits = Outline.of_folder(folder), layout.traits(folder)
-    streamed = how_of(args.long, traits.grid.latent(request.padded).frames, layout.defaults(folder)) != "whole"
-    about = {"how": args.long, "reads": args.image or traits.pictures > 0, "streamed": streamed}
-    where = setting_of(model, folder, args.device, most, **about)
+    model = Outline.of_folder(folder)
+    reads = args.image or traits.pictures > 0
+    where = setting_of(model, folder, args.device, most, how=args.long, reads=reads, streamed=streamed)
     made = plan(model, request, where)
     emit(args, {"model": str(folder), **made.as_dict()}, "\n".join(made.lines()))
     if not made.fits:

@@ -6,12 +6,10 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from worldline.errors import UserError
 
@@ -27,15 +25,6 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.float32 if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else torch.bfloat16
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
-
-
-def half_of(module: nn.Module) -> torch.dtype | None:
-    """The half-precision type that most of its weights are stored in, if that is one: to widen them takes memory."""
-    counts: Counter[torch.dtype] = Counter()
-    for value in module.parameters():
-        counts[value.dtype] += value.numel()
-    most = counts.most_common(1)[0][0]
-    return most if most in (torch.float16, torch.bfloat16) else None
 
 
 def check_compiler(device: torch.device) -> None:

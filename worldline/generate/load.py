@@ -10,7 +10,7 @@ import torch
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import load_parts, model_hash
-from worldline.checkpoints.outline import Outline, half_of
+from worldline.checkpoints.outline import Outline, stored_half
 from worldline.generate.device import check_compiler, chosen_device, fast_dtype
 from worldline.generate.pipeline import Pipeline
 from worldline.generate.plan import Setting, fitting_cut, setting
@@ -36,7 +36,7 @@ def load(
     chosen = chosen_device(device)
     if compiled:
         check_compiler(chosen)
-    dtype = dtype or half_of(folder) or fast_dtype(chosen)
+    dtype = dtype or stored_half(folder) or fast_dtype(chosen)
     parts = load_parts(folder, dtype, chosen)
     pipeline = Pipeline(parts, model_hash(folder), chosen, dtype, folder, max_memory)
     if compiled:

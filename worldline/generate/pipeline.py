@@ -14,10 +14,11 @@ import torch
 
 from worldline.checkpoints import layout
 from worldline.checkpoints.folder import LayoutName, Parts, convert, save_pretrained
+from worldline.checkpoints.weights import half_of
 from worldline.generate.canvas import Canvas, fitted, timeline
 from worldline.generate.codec import Codec
 from worldline.generate.denoiser import Denoiser, reused
-from worldline.generate.device import Timings, chosen_device, fast_dtype, half_of
+from worldline.generate.device import Timings, chosen_device, fast_dtype
 from worldline.generate.drawing import Drawing, Progress
 from worldline.generate.experts import Experts
 from worldline.generate.plan import MAX_PACKED
@@ -59,7 +60,7 @@ class Pipeline:
         """`source`: the folder that the parts were read from for this pipeline alone; they then are not copied."""
         self.parts, self.source, self.model_hash = parts, source, identity
         self.device = chosen_device(device)
-        self.dtype = dtype or half_of(parts.dit) or fast_dtype(self.device)
+        self.dtype = dtype or half_of(parts.dit.parameters()) or fast_dtype(self.device)
         # Copies unless `source`: the parts may belong to a training run, which needs them as they are.
         own = parts if source else _copied(parts)
         self.grid = Grid(own.vae.config.temporal, own.vae.config.spatial, own.dit.config.patch)
